@@ -1,0 +1,164 @@
+"""Continuous flows: the solution of dx/dt = v(t, x) from data at t = 0 to noise at t = 1."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from flowzoo.errors import Incompatible
+from flowzoo.field import Velocity
+from flowzoo.flow import Encoded, Flow
+from flowzoo.integrators import RK4, Integrator, State, Time
+from flowzoo.regularizers import RunningCost
+from flowzoo.traces import Exact, TraceEstimator
+
+
+class Continuous(Flow):
+    """A flow along a velocity: z = x(T) with dx/dt = v(t, x), ladj = integral of div v.
+
+    Arguments:
+        velocity: The velocity v.
+        integrator: How the ODE is stepped and differentiated; RK4 with 8 steps when left out.
+        trace: How the divergence is computed; exactly when left out.
+        end_time: The time T at which the noise is reached.
+        train_end_time: True learns T, kept positive, from `end_time` on.
+
+    Raises:
+        Incompatible: The trace needs what the velocity does not provide, or redraws probes where
+            the integrator does not number its stages.
+
+    References:
+        FFJORD (Grathwohl et al., ICLR 2019), https://arxiv.org/abs/1810.01367, equation (4)
+    """
+
+    def __init__(
+        self,
+        velocity: Velocity,
+        integrator: Integrator | None = None,
+        trace: TraceEstimator | None = None,
+        end_time: float = 1.0,
+        train_end_time: bool = False,
+    ) -> None:
+        super().__init__()
+        self.velocity = velocity
+        self.integrator = RK4() if integrator is None else integrator
+        self.trace = Exact() if trace is None else trace
+        self.dim, self.context_dim = velocity.dim, velocity.context_dim
+        if not end_time > 0:
+            raise Incompatible(f"end_time must be positive, got {end_time}")
+        self.end_time = end_time
+        self.raw_end_time = (
+            nn.Parameter(torch.tensor(math.log(math.expm1(end_time)))) if train_end_time else None
+        )
+        self._check()
+
+    def requires(self, running: Sequence[RunningCost]) -> None:
+        """Raise Incompatible where the velocity does not provide what a cost needs."""
+        for cost in running:
+            self._demand(cost, cost.needs)
+
+    def _check(self) -> None:
+        self._demand(self.trace, self.trace.needs)
+        if self.trace.redraw == "stage" and self.integrator.evaluations is None:
+            raise Incompatible(
+                f"{type(self.integrator).__name__} needs probes that stay fixed along a solve: "
+                "use redraw: solve, or a fixed grid such as rk4"
+            )
+
+    def _demand(self, part: object, needs: frozenset[str]) -> None:
+        missing = needs - self.velocity.provides
+        if missing:
+            raise Incompatible(
+                f"{type(part).__name__} needs {', '.join(sorted(missing))} of the velocity, which "
+                f"{type(self.velocity).__name__} does not provide; the gradient of a potential does"
+            )
+
+    def encode(
+        self,
+        x: Tensor,
+        running: Sequence[RunningCost] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Encoded:
+        """Send data to noise by one solve of (x, ladj, costs)."""
+        self.requires(running)
+        field = Augmented(self, x, running, context, generator)
+        start = (x, x.new_zeros(x.shape[0]))
+        if running:
+            start = (*start, x.new_zeros(x.shape[0], len(running)))
+        solution = self.integrator.solve(field, start, 0.0, self._end(x), self._params(context))
+        z, ladj, *costs = solution.state
+        return Encoded(z, ladj, costs[0] if costs else x.new_zeros(x.shape[0], 0), (solution.nfe,))
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Send noise to data: the same ODE backwards, the velocity alone."""
+
+        def field(t: Tensor, state: State, stage: int = 0) -> State:
+            return (self.velocity(t, state[0], context),)
+
+        return self.integrator.solve(field, (z,), self._end(z), 0.0, self._params(context)).state[0]
+
+    def with_numerics(
+        self, integrator: Integrator | None = None, trace: TraceEstimator | None = None
+    ) -> Continuous:
+        """Return this flow, weights shared, with another integrator or trace."""
+        other = copy.copy(self)
+        other.integrator = self.integrator if integrator is None else integrator
+        other.trace = self.trace if trace is None else trace
+        other._check()
+        return other
+
+    def _end(self, like: Tensor) -> Time:
+        if self.raw_end_time is None:
+            return self.end_time
+        return softplus(self.raw_end_time).to(like.dtype)
+
+    def _params(self, context: Tensor | None) -> tuple[Tensor, ...]:
+        params = tuple(self.velocity.parameters())
+        return params if context is None else (*params, context)
+
+
+class Augmented:
+    """The right-hand side of one solve: d/dt (x, ladj, costs) = (v, div v, rates).
+
+    It holds what belongs to the solve (context, probes), so that nothing of a solve is kept on the
+    flow: two solves before one backward pass do not disturb each other.
+
+    Arguments:
+        flow: The flow whose velocity and trace are used.
+        x: The places from which the solve starts, (n, d).
+        running: Costs, one more column of the state each.
+        context: What the velocity is conditioned on, (n, c).
+        generator: Source of the probes.
+    """
+
+    def __init__(
+        self,
+        flow: Continuous,
+        x: Tensor,
+        running: Sequence[RunningCost],
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> None:
+        self.velocity, self.trace, self.running, self.context = (
+            flow.velocity,
+            flow.trace,
+            running,
+            context,
+        )
+        draws = flow.integrator.evaluations if flow.trace.redraw == "stage" else None
+        self.probes = [flow.trace.probes(x, generator) for _ in range(draws or 1)]
+
+    def __call__(self, t: Tensor, state: State, stage: int = 0) -> State:
+        """Return the derivative of the state at time t; `stage` says which probes to use."""
+        probes = self.probes[stage if len(self.probes) > 1 else 0]
+        at = self.velocity.at(t, state[0], self.context)
+        derivative = (at.v, self.trace(at.jacobian, probes))
+        if not self.running:
+            return derivative
+        return (*derivative, torch.stack([cost.rate(at, probes) for cost in self.running], -1))

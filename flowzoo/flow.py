@@ -1,0 +1,167 @@
+"""Flows: bijections from data to noise that know their volume change."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowzoo.errors import Incompatible
+from flowzoo.integrators import Evaluations, Integrator
+from flowzoo.regularizers import RunningCost
+from flowzoo.traces import TraceEstimator
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of data points.
+
+    Arguments:
+        z: Noise (n, d).
+        ladj: log abs det dz/dx (n,), in nats.
+        costs: Integrated running costs (n, r), in the order asked for.
+        nfe: One entry per solve; their `backward` grows when gradients are taken.
+    """
+
+    z: Tensor
+    ladj: Tensor
+    costs: Tensor
+    nfe: tuple[Evaluations, ...] = field(default=())
+
+
+class Flow(nn.Module, ABC):
+    """A bijection x -> z from data to N(0, I), with log p(x) = log N(z; 0, I) + ladj.
+
+    A member sets `dim`, implements `encode` and `decode`, and inherits the density and the samples.
+    """
+
+    kind: ClassVar[str] = "flow"
+    dim: int
+    context_dim: int = 0
+
+    @abstractmethod
+    def encode(
+        self,
+        x: Tensor,
+        running: Sequence[RunningCost] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Encoded:
+        """Send data to noise.
+
+        Arguments:
+            x: Data (n, d).
+            running: Costs to integrate along the way; a flow without a trajectory refuses them.
+            context: What the flow is conditioned on, (n, c).
+            generator: Source of the randomness of trace estimators.
+
+        Raises:
+            Incompatible: A cost needs what this flow does not provide.
+        """
+
+    @abstractmethod
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Send noise (n, d) to data (n, d)."""
+
+    def log_prob(
+        self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return log p(x) as (n,), in nats."""
+        encoded = self.encode(x, context=context, generator=generator)
+        return log_normal(encoded.z) + encoded.ladj
+
+    def sample(
+        self, n: int, context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (n, d) samples, differentiable in the weights through z -> x."""
+        like = next(iter(self.parameters()), torch.empty(0))
+        z = torch.randn(n, self.dim, dtype=like.dtype, device=like.device, generator=generator)
+        return self.decode(z, context)
+
+    def sample_and_log_prob(
+        self, n: int, context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Draw (n, d) samples and return them with their log-density (n,), in nats."""
+        x = self.sample(n, context, generator)
+        return x, self.log_prob(x, context, generator)
+
+    def with_numerics(
+        self, integrator: Integrator | None = None, trace: TraceEstimator | None = None
+    ) -> Flow:
+        """Return this flow, weights shared, solved by other numerics where it has any."""
+        return self
+
+    def requires(self, running: Sequence[RunningCost]) -> None:
+        """Raise Incompatible, with the reason, where a cost cannot be integrated."""
+        if running:
+            names = ", ".join(type(cost).__name__ for cost in running)
+            raise Incompatible(
+                f"{type(self).__name__} has no trajectory along which to integrate {names}"
+            )
+
+
+class Chain(Flow):
+    """Flows applied one after another, from data to noise; costs add up.
+
+    Arguments:
+        blocks: The flows, first the one next to the data.
+    """
+
+    def __init__(self, blocks: Sequence[Flow]) -> None:
+        super().__init__()
+        if not blocks:
+            raise Incompatible("a chain needs at least one block")
+        dims = [block.dim for block in blocks]
+        if len(set(dims)) > 1:
+            raise Incompatible(f"the blocks of a chain must agree in dimension, got {dims}")
+        self.blocks = nn.ModuleList(blocks)
+        self.dim = dims[0]
+        self.context_dim = max(block.context_dim for block in blocks)
+
+    def encode(
+        self,
+        x: Tensor,
+        running: Sequence[RunningCost] = (),
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Encoded:
+        """Send data through all blocks."""
+        ladj, costs = x.new_zeros(x.shape[0]), x.new_zeros(x.shape[0], len(running))
+        nfe: tuple[Evaluations, ...] = ()
+        for block in self.flows():
+            step = block.encode(x, running, context if block.context_dim else None, generator)
+            x, ladj, costs, nfe = step.z, ladj + step.ladj, costs + step.costs, nfe + step.nfe
+        return Encoded(x, ladj, costs, nfe)
+
+    def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
+        """Send noise through all blocks, last to first."""
+        for block in reversed(self.flows()):
+            z = block.decode(z, context if block.context_dim else None)
+        return z
+
+    def flows(self) -> list[Flow]:
+        """Return the blocks."""
+        return list(self.blocks)  # pyright: ignore[reportReturnType]
+
+    def with_numerics(
+        self, integrator: Integrator | None = None, trace: TraceEstimator | None = None
+    ) -> Flow:
+        """Return a chain of the same blocks, each solved by other numerics."""
+        return Chain([block.with_numerics(integrator, trace) for block in self.flows()]).train(
+            self.training
+        )
+
+    def requires(self, running: Sequence[RunningCost]) -> None:
+        """Raise Incompatible where a block cannot integrate one of the costs."""
+        for block in self.flows():
+            block.requires(running)
+
+
+def log_normal(z: Tensor) -> Tensor:
+    """Return log N(z; 0, I) for z (n, d) as (n,), in nats."""
+    return -0.5 * (z.square().sum(-1) + z.shape[-1] * math.log(2 * math.pi))

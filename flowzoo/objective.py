@@ -1,0 +1,122 @@
+"""Objectives: what is minimised, on which parameters, in which order."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from flowzoo.flow import Flow, log_normal
+from flowzoo.integrators import Evaluations
+from flowzoo.regularizers import EndpointCost, Regularizer, RunningCost
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training points.
+
+    Arguments:
+        x: Points (n, d).
+        context: What they are conditioned on (n, c), or None.
+    """
+
+    x: Tensor
+    context: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A loss on a batch.
+
+    Arguments:
+        total: What is minimised, ().
+        terms: Its parts before weighting, each (), detached, for the progress bar and the curve.
+        nfe: The solves' counts; read after the backward pass.
+    """
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    nfe: tuple[Evaluations, ...] = field(default=())
+
+
+def unchanged(data: Batch) -> Batch:
+    """Return the data."""
+    return data
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One optimisation problem.
+
+    Arguments:
+        name: What a progress bar and a checkpoint call it.
+        parameters: What the optimizer may change.
+        loss: The loss on a batch, with a source of randomness.
+        begin: Called once, without gradients, before the first step: warm-starts the stage and
+            turns the training points into this stage's (JKO-iFlow pushes them through the blocks
+            before this one). It is called for the validation points too, so it must be repeatable.
+        share: This stage's part of the budget's steps.
+    """
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    loss: Callable[[Batch, torch.Generator], Loss]
+    begin: Callable[[Batch], Batch] = unchanged
+    share: float = 1.0
+
+
+class Objective(ABC):
+    """A family's way of fitting a flow, as one or more stages."""
+
+    kind: ClassVar[str] = "objective"
+
+    @abstractmethod
+    def stages(self, flow: Flow) -> Iterator[Stage]:
+        """Yield the stages in order; lazy and without effects, which belong to `Stage.begin`.
+
+        Raises:
+            Incompatible: The objective cannot train this flow.
+        """
+
+    def check(self, flow: Flow) -> None:
+        """Raise Incompatible, with the reason, where the objective cannot train this flow."""
+        next(iter(self.stages(flow)))
+
+
+class Likelihood(Objective):
+    """Negative log-likelihood and regularizers: weight * E[-log p(x)] + sum_i w_i E[cost_i].
+
+    Arguments:
+        weight: The factor of the likelihood (OT-Flow's alpha_1).
+        regularizers: Costs, each with its own weight.
+    """
+
+    def __init__(self, weight: float = 1.0, regularizers: Sequence[Regularizer] = ()) -> None:
+        self.weight = weight
+        self.running = [r for r in regularizers if isinstance(r, RunningCost)]
+        self.endpoint = [r for r in regularizers if isinstance(r, EndpointCost)]
+
+    def stages(self, flow: Flow) -> Iterator[Stage]:
+        """Yield the one stage: all parameters at once."""
+        flow.requires(self.running)
+        yield Stage(
+            "likelihood",
+            list(flow.parameters()),
+            lambda batch, noise: self.loss(flow, batch, noise),
+        )
+
+    def loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None = None) -> Loss:
+        """Return the objective on a batch."""
+        encoded = flow.encode(batch.x, self.running, batch.context, generator)
+        nll = -(log_normal(encoded.z) + encoded.ladj).mean()
+        costs = [*zip(self.running, encoded.costs.mean(0), strict=True)] if self.running else []
+        costs += [(cost, cost.between(batch.x, encoded.z).mean()) for cost in self.endpoint]
+        total, terms = self.weight * nll, {"nll": nll.detach()}
+        for cost, value in costs:
+            total = total + cost.weight * value
+            terms[type(cost).__name__] = value.detach()
+        return Loss(total, terms, encoded.nfe)

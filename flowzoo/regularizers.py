@@ -1,0 +1,130 @@
+"""Regularizers: costs of a trajectory, paid along the way or at its end.
+
+Each is a sum over dimensions, per sample, unweighted; the objective multiplies by `weight`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from flowzoo.errors import Incompatible
+from flowzoo.field import Point
+
+
+class Regularizer(ABC):  # noqa: B024 (its two members have different methods)
+    """A cost that the objective adds, `weight` times its mean over the batch.
+
+    `needs` names what the velocity's `Point` must provide: `phi_t`.
+
+    Arguments:
+        weight: The factor in the objective.
+    """
+
+    kind: ClassVar[str] = "regularizer"
+    needs: frozenset[str] = frozenset()
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+
+class RunningCost(Regularizer):
+    """A cost per unit time, integrated along the trajectory as one more column of the state."""
+
+    @abstractmethod
+    def rate(self, at: Point, probes: Tensor | None) -> Tensor:
+        """Return the cost per unit time, (n,), for the solve's probes (k, n, d) or None."""
+
+
+class EndpointCost(Regularizer):
+    """A cost of where a trajectory starts and ends."""
+
+    @abstractmethod
+    def between(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return the cost of moving x to z, (n,), for x and z (n, d)."""
+
+
+class Transport(RunningCost):
+    """The transport cost L: the integral of |v|^2 / 2.
+
+    References:
+        OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104, equation (7); RNODE's
+        kinetic energy (Finlay, Jacobsen, Nurbekyan & Oberman, ICML 2020),
+        https://arxiv.org/abs/2002.02798
+    """
+
+    def rate(self, at: Point, probes: Tensor | None) -> Tensor:
+        """Return |v|^2 / 2."""
+        return 0.5 * at.v.square().sum(-1)
+
+
+class HJB(RunningCost):
+    """The Hamilton-Jacobi-Bellman residual R: how far a potential is from an optimal one.
+
+    Along optimal trajectories dPhi/dt = |grad Phi|^2 / 2.
+
+    Arguments:
+        weight: The factor in the objective.
+        power: `absolute` integrates |residual| (OT-Flow), `squared` its square (Potential Flow
+            Generator).
+
+    References:
+        OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104, equation (13);
+        Potential Flow Generator (Yang & Karniadakis, 2019), https://arxiv.org/abs/1908.11462
+    """
+
+    needs = frozenset({"phi_t"})
+
+    def __init__(
+        self, weight: float = 1.0, power: Literal["absolute", "squared"] = "absolute"
+    ) -> None:
+        super().__init__(weight)
+        self.power = power
+
+    def rate(self, at: Point, probes: Tensor | None) -> Tensor:
+        """Return |dPhi/dt - |v|^2 / 2| or its square."""
+        assert at.phi_t is not None
+        residual = at.phi_t - 0.5 * at.v.square().sum(-1)
+        return residual.abs() if self.power == "absolute" else residual.square()
+
+
+class JacobianFrobenius(RunningCost):
+    """|dv/dx|_F^2, from the trace estimator's own products: E|J^T p|^2 = |J|_F^2.
+
+    Without probes (an exact trace) it is computed from the whole Jacobian.
+
+    References:
+        How to Train Your Neural ODE (Finlay et al., ICML 2020), https://arxiv.org/abs/2002.02798,
+        section 4
+    """
+
+    def rate(self, at: Point, probes: Tensor | None) -> Tensor:
+        """Return |J|_F^2, or its unbiased estimate."""
+        if probes is None:
+            return at.jacobian.dense().square().sum((-2, -1))
+        return at.jacobian.vjp(probes).square().sum(-1).mean(0)
+
+
+class JKOW2(EndpointCost):
+    """The proximal term of a JKO step: |x - z|^2 / (2 h).
+
+    Arguments:
+        step: The step size h of the scheme; smaller keeps the block closer to the identity.
+        weight: The factor in the objective.
+
+    References:
+        Normalizing flow neural networks by JKO scheme (Xu, Cheng & Xie, NeurIPS 2023),
+        https://arxiv.org/abs/2212.14424
+    """
+
+    def __init__(self, step: float = 1.0, weight: float = 1.0) -> None:
+        super().__init__(weight)
+        if not step > 0:
+            raise Incompatible(f"jko-w2: step must be positive, got {step}")
+        self.step = step
+
+    def between(self, x: Tensor, z: Tensor) -> Tensor:
+        """Return |x - z|^2 / (2 h)."""
+        return (x - z).square().sum(-1) / (2 * self.step)

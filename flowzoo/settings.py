@@ -1,0 +1,104 @@
+"""How a flow is fitted, in numbers: what `registry.yaml` writes under `training` and `budget`.
+
+Nothing here imports torch, so a plan can be checked in milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When a fit ends: the first limit that is reached, counted over all of its stages.
+
+    Arguments:
+        steps: Optimizer steps.
+        seconds: Wall-clock seconds of training, validation included.
+        samples: Training points seen, repetitions counted.
+        nfe: Evaluations of the field, forward and backward.
+    """
+
+    steps: int | None = None
+    seconds: float | None = None
+    samples: int | None = None
+    nfe: int | None = None
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019).
+
+    Arguments:
+        name: `adam` adds the weight decay to the gradient, `adamw` decouples it.
+        lr: Learning rate.
+        betas: Decay rates of the two moments.
+        weight_decay: Strength of the L2 pull towards zero.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How the learning rate changes.
+
+    Arguments:
+        name: `constant`; `step` multiplies by `factor` every `every` steps; `plateau` multiplies by
+            `factor` after `patience` validations without improvement; `cosine` falls to zero over
+            the budget's steps.
+        warmup: Steps of linear growth from zero before any of them.
+        every: Steps between two drops of `step`.
+        factor: What the rate is multiplied by at a drop.
+        patience: Validations without improvement that `plateau` waits for.
+        drops: After this many drops, `plateau` ends the stage at the next one; None never ends it.
+    """
+
+    name: Literal["constant", "step", "plateau", "cosine"] = "constant"
+    warmup: int = 0
+    every: int = 1000
+    factor: float = 0.5
+    patience: int = 10
+    drops: int | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything about the training loop that is not the flow and not the objective.
+
+    Arguments:
+        batch_size: Points in a training batch; the whole data when it is smaller.
+        optimizer: Which optimizer, with its numbers.
+        schedule: How its learning rate changes.
+        clip: Largest Euclidean norm of the gradient; None does not clip.
+        clamp: Box constraint: every parameter is kept in [-clamp, clamp] (OT-Flow); None has no
+            box.
+        ema: Decay of the moving average of the weights, which validation and the result then use;
+            None keeps the raw weights.
+        validate_every: Steps between two validations; 0 never validates.
+        validate_rows: At most this many rows of the validation set.
+        criterion: What validation measures: the negative log-likelihood, or the stage's own loss.
+        patience: Validations without improvement that end a stage; None never does.
+        keep: `best` returns the weights of the best validation, `last` the final ones.
+        restart_from_best: Every so many steps the weights go back to the best ones so far, the
+            optimizer's moments kept, as the published OT-Flow code does silently; None never does.
+        precision: Floating-point type of weights and data.
+    """
+
+    batch_size: int = 512
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    schedule: Schedule = field(default_factory=Schedule)
+    clip: float | None = None
+    clamp: float | None = None
+    ema: float | None = None
+    validate_every: int = 100
+    validate_rows: int = 2000
+    criterion: Literal["nll", "loss"] = "nll"
+    patience: int | None = None
+    keep: Literal["best", "last"] = "best"
+    restart_from_best: int | None = None
+    precision: Literal["float32", "float64"] = "float32"
