@@ -16,6 +16,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+FEW = 8  # dimensions up to which batched backward passes give a Jacobian fastest
+
 
 class LinearMap(ABC):
     """n square maps of R^d, one per sample, seen through products.
@@ -48,30 +50,31 @@ class Jacobian(LinearMap):
     Arguments:
         v: Outputs (n, d), recorded as a function of `x`; row n may depend on row n of x only.
         x: Inputs (n, d).
-        again: Evaluates v at other inputs of shape (m * n, d), m copies of the batch after one
-            another. With it `dense` needs one backward pass over m * n rows in place of m passes.
+        fn: x -> v as a function that torch.func can transform.
         symmetric: True where v is a gradient.
-        create_graph: Whether the products are differentiated again. Without it no graph of the
-            graph is built.
+        create_graph: Whether products are differentiated again; without it no graph of the graph is
+            built.
     """
 
     def __init__(
         self,
         v: Tensor,
         x: Tensor,
-        again: Callable[[Tensor], Tensor] | None = None,
+        fn: Callable[[Tensor], Tensor] | None = None,
         *,
         symmetric: bool = False,
         create_graph: bool = True,
     ) -> None:
-        self.v, self.x, self.again = v, x, again
+        self.v, self.x, self.fn = v, x, fn
         self.symmetric, self.create_graph = symmetric, create_graph
         self._last: tuple[Tensor, Tensor] | None = None
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return A^T p; the product with the same probes is computed once and shared."""
         if self._last is None or self._last[0] is not p:
-            self._last = (p, self._products(p))
+            one = p.dim() == 3 and p.shape[0] == 1  # a single probe spares the batching
+            product = self._vjp(p[0] if one else p, self.create_graph)
+            self._last = (p, product[None] if one else product)
         return self._last[1]
 
     def jvp(self, p: Tensor) -> Tensor:
@@ -82,7 +85,7 @@ class Jacobian(LinearMap):
             return torch.zeros_like(p)
         with torch.enable_grad():
             u = torch.zeros_like(self.v, requires_grad=True)
-            at_u = self._vjp(self.v, self.x, u, create_graph=True)
+            at_u = self._vjp(u, create_graph=True)
         (out,) = torch.autograd.grad(
             at_u,
             u,
@@ -94,32 +97,28 @@ class Jacobian(LinearMap):
         return out
 
     def dense(self) -> Tensor:
-        """Return A, all d rows in one batched pass."""
+        """Return A, all of it in one batched pass."""
         n, d = self.v.shape
         basis = torch.eye(d, dtype=self.v.dtype, device=self.v.device)
-        return self._products(basis[:, None, :].expand(d, n, d)).transpose(0, 1)
+        if self.fn is None or not self.create_graph or d <= FEW:
+            rows = self._vjp(basis[:, None, :].expand(d, n, d), self.create_graph)
+            return rows.transpose(0, 1)
+        # Forward mode: d tangents share one set of activations. In many dimensions this is 2 to 3
+        # times faster than backward passes that are differentiated again; in few, its overhead
+        # counts (benchmarks/speed/trace.py).
+        fn, x = self.fn, self.x
 
-    def _products(self, p: Tensor) -> Tensor:
-        if p.dim() == 2:
-            return self._vjp(self.v, self.x, p, self.create_graph)
-        if p.shape[0] == 1:
-            return self._vjp(self.v, self.x, p[0], self.create_graph)[None]
-        if self.again is None or not self.create_graph:
-            return self._vjp(self.v, self.x, p, self.create_graph)
-        # Copying the batch turns k products into one; where they are differentiated again this is
-        # several times faster than torch's batched products (benchmarks/speed/trace.py).
-        with torch.enable_grad():
-            copies = self.x.expand(p.shape).reshape(-1, p.shape[-1])
-            v = self.again(copies)
-        return self._vjp(v, copies, p.reshape(copies.shape), self.create_graph).view(p.shape)
+        def column(e: Tensor) -> Tensor:
+            return torch.func.jvp(fn, (x,), (e.expand_as(x),))[1]
 
-    @staticmethod
-    def _vjp(v: Tensor, x: Tensor, p: Tensor, create_graph: bool) -> Tensor:
-        if not v.requires_grad:  # a velocity that does not depend on x
+        return torch.func.vmap(column)(basis).permute(1, 2, 0)
+
+    def _vjp(self, p: Tensor, create_graph: bool) -> Tensor:
+        if not self.v.requires_grad:  # a velocity that does not depend on x
             return torch.zeros_like(p)
         (out,) = torch.autograd.grad(
-            v,
-            x,
+            self.v,
+            self.x,
             p,
             retain_graph=True,
             create_graph=create_graph,
@@ -201,8 +200,7 @@ class Velocity(nn.Module, ABC):
         x = leaf(x)
         with torch.enable_grad():
             v = self(t, x, context)
-        again = copied(self, t, context, x.shape[0])
-        jacobian = Jacobian(v, x, again, create_graph=create_graph)
+        jacobian = Jacobian(v, x, lambda y: self(t, y, context), create_graph=create_graph)
         return Point(t, x, v if create_graph else v.detach(), jacobian)
 
 
@@ -241,8 +239,8 @@ class Potential(nn.Module, ABC):
         create_graph = torch.is_grad_enabled()
         x = leaf(x)
         with torch.enable_grad():
-            phi = self(t, x, context)
-        return torch.autograd.grad(phi.sum(), x, create_graph=create_graph)[0]
+            phi = self(t, x, context).sum()
+        return torch.autograd.grad(phi, x, create_graph=create_graph)[0]
 
     def at(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> PotentialPoint:
         """Return gradient, time derivative and Hessian at (t, x), by automatic differentiation."""
@@ -253,7 +251,7 @@ class Potential(nn.Module, ABC):
             gradient, phi_t = torch.autograd.grad(
                 phi.sum(), (x, t), create_graph=True, allow_unused=True, materialize_grads=True
             )
-        again = copied(self.gradient, t, context, x.shape[0])
+        again = torch.func.grad(lambda y: self(t, y, context).sum())
         hessian = Jacobian(gradient, x, again, symmetric=True, create_graph=create_graph)
         if not create_graph:
             gradient, phi_t = gradient.detach(), phi_t.detach()
@@ -298,16 +296,3 @@ def leaf(x: Tensor) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         return x
     return x.detach().requires_grad_()
-
-
-def copied(
-    field: Callable[..., Tensor], t: Tensor, context: Tensor | None, n: int
-) -> Callable[[Tensor], Tensor]:
-    """Return x -> field(t, x, context) for m copies of a batch of n rows, x (m * n, d)."""
-
-    def at_copies(x: Tensor) -> Tensor:
-        m = x.shape[0] // n
-        times = t if t.dim() == 0 else t.repeat(m)
-        return field(times, x, None if context is None else context.repeat(m, 1))
-
-    return at_copies

@@ -1,0 +1,281 @@
+"""A fit in progress: its stages, its counters, its curve and its checkpoint."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from flowzoo.batches import (
+    each,
+    own_random_numbers,
+    random_state,
+    seed_of,
+    set_random_state,
+    thinned,
+)
+from flowzoo.budget import Allotment, Spent, allot, limits
+from flowzoo.checkpoint import Folder
+from flowzoo.flow import Flow
+from flowzoo.loop import Loop, Validation, weights
+from flowzoo.objective import Batch, Stage, unchanged
+from flowzoo.progress import Progress
+from flowzoo.settings import Budget, Training
+
+ROW_EVERY = 20  # steps between two rows of the curve, and at most between two fetches of losses
+BEAT = 1.0  # seconds after which losses are fetched and reported at the latest
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted flow, and what it cost.
+
+    Arguments:
+        flow: The flow that was given, with its new weights, in evaluation mode.
+        steps: Steps taken, over all stages.
+        samples: Training points seen, repetitions counted.
+        seconds: Wall-clock seconds of training.
+        nfe_forward: Evaluations of the field in training, forward; validations are not counted.
+        nfe_backward: Likewise, backward.
+        stopped: What ended the last stage: the limit of the budget (`steps`, `seconds`, `samples`,
+            `nfe`), `patience` or `plateau`.
+        best_step: The step with the last stage's best validation, None without validation.
+        best_validation: What it measured.
+        curve: One row every 20 steps and at every validation: step, stage, seconds, lr,
+            nfe_forward, nfe_backward, loss and terms averaged since the row before, validation.
+    """
+
+    flow: Flow
+    steps: int
+    samples: int
+    seconds: float
+    nfe_forward: int
+    nfe_backward: int
+    stopped: str
+    best_step: int | None
+    best_validation: float | None
+    curve: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is fitted to what, and how.
+
+    Arguments:
+        flow: The flow.
+        stages: The objective's stages.
+        train: Training points.
+        validation: Validation points, or None.
+        budget: When the fit ends.
+        training: How it is done.
+        seed: Seed of everything random.
+        device: Where it is done.
+        checkpoint_every: Seconds between two checkpoints.
+        observe: Told where the fit stands.
+    """
+
+    flow: Flow
+    stages: Sequence[Stage]
+    train: Batch
+    validation: Batch | None
+    budget: Budget
+    training: Training
+    seed: int
+    device: torch.device
+    checkpoint_every: float
+    observe: Callable[[Progress], None] | None
+
+
+class Fit:
+    """Takes the stages one after another, from the beginning or from a checkpoint.
+
+    Arguments:
+        plan: What is fitted to what, and how.
+        folder: Where checkpoint and curve are kept, or None.
+    """
+
+    def __init__(self, plan: Plan, folder: Folder | None) -> None:
+        training = plan.training
+        self.plan, self.flow, self.folder = plan, plan.flow, folder
+        self.train, self.validation = self._placed(plan.train), None
+        if plan.validation is not None and training.validate_every:
+            self.validation = self._placed(thinned(plan.validation, training.validate_rows))
+        self.budget = Allotment(dict.fromkeys(limits(plan.budget), 0), limits(plan.budget))
+        self.spent = Spent()
+        self.curve: list[dict[str, Any]] = []
+        self.index = 0
+        self.entry: dict[str, Any] | None = None  # the weights that the stage's `begin` found
+        self.result: dict[str, Any] = {"stopped": "", "best_step": None, "best_validation": None}
+        self.started = self.saved_at = self.reported_at = self.written_at = time.monotonic()
+
+    def _placed(self, data: Batch) -> Batch:
+        dtype = getattr(torch, self.plan.training.precision)
+        return each(data, lambda values: values.to(self.plan.device, dtype))
+
+    def run(self) -> Fitted:
+        """Fit, and return what came of it."""
+        saved = self.folder.load(self.flow.state_dict()) if self.folder else None
+        if saved:
+            self.index, self.curve, self.result = saved["index"], saved["curve"], saved["result"]
+            self.spent = Spent(**saved["spent"])
+            self.started -= self.spent.seconds
+            self.flow.load_state_dict(saved["weights"])
+        if self.folder:
+            self.folder.write_curve(self.curve)
+        while self.index < len(self.plan.stages):
+            self._stage(self.plan.stages[self.index], saved)
+            self.index, saved = self.index + 1, None
+            if self.folder and self.index == len(self.plan.stages):
+                self._save(None)
+        return Fitted(flow=self.flow, curve=self.curve, **asdict(self.spent), **self.result)
+
+    def _stage(self, stage: Stage, saved: dict[str, Any] | None) -> None:
+        """Take one stage, from its beginning or from where it was saved."""
+        if saved:
+            allotment = Allotment(**saved["loop"]["allotment"])
+            self.flow.load_state_dict(saved["entry"] or saved["weights"])
+        else:
+            share = stage.share / sum(s.share for s in self.plan.stages[self.index :])
+            allotment = allot(self.plan.budget, self.spent, share)
+            self.result["stopped"] = allotment.reached(self.spent)
+            if self.result["stopped"]:
+                return
+        with _only(self.flow, stage):
+            loop = self._begin(stage, allotment)
+            if saved:  # after `begin`, which may have changed weights
+                self.flow.load_state_dict(saved["weights"])
+                loop.load(saved["loop"])
+                set_random_state(saved["random"], self.plan.device)
+            stopped = self._steps(loop)
+            loop.finish()
+        best = (loop.best.step, loop.best.value) if loop.best else (None, None)
+        self.result = {"stopped": stopped, "best_step": best[0], "best_validation": best[1]}
+
+    def _begin(self, stage: Stage, allotment: Allotment) -> Loop:
+        """Begin a stage; a resumed one begins again.
+
+        Each call of `begin` finds the weights of the stage's entry and a seeded global generator,
+        so it gives the same points again; the entry's weights are part of the checkpoint. The
+        training points come last: what `begin` made of the weights on their account remains.
+        """
+        plan, seed = self.plan, seed_of(self.plan.seed, "stage", self.index)
+        self.entry = None if stage.begin is unchanged else weights(self.flow)
+
+        def begun(data: Batch, role: str) -> Batch:
+            if self.entry is None:
+                return data
+            self.flow.load_state_dict(self.entry)
+            with own_random_numbers(plan.device, seed_of(seed, role)), torch.no_grad():
+                return stage.begin(data)
+
+        self.flow.eval()
+        validation = None
+        if self.validation is not None:
+            nll = plan.training.criterion == "nll"
+            points = self.validation if nll else begun(self.validation, "validation")
+            validation = Validation(self.flow, stage, points, nll, seed_of(seed, "measure"))
+        data = begun(self.train, "train")
+        self.flow.train()
+        return Loop(self.flow, stage, data, validation, plan.training, allotment, self.spent, seed)
+
+    def _steps(self, loop: Loop) -> str:
+        """Take the stage's steps; return what ended it."""
+        while loop.ended is None:
+            loop.advance()
+            now = self._clock()
+            loop.ended = loop.allotment.reached(self.spent)
+            due = loop.due()
+            if due:
+                loop.validate()
+            loop.restart()
+            if due or loop.ended or self.spent.steps % ROW_EVERY == 0:
+                self._row(loop, loop.measured if due else None)
+            elif now - self.reported_at > BEAT:
+                self._report(loop)
+            if self.folder and now - self.saved_at >= self.plan.checkpoint_every:
+                self._save(loop)
+        return loop.ended
+
+    def _clock(self) -> float:
+        now = time.monotonic()
+        self.spent.seconds = now - self.started
+        return now
+
+    def _report(self, loop: Loop) -> None:
+        loop.losses.fetch()
+        self.reported_at = self._clock()
+        if self.plan.observe is None:
+            return
+        self.plan.observe(
+            Progress(
+                stage=loop.stage.name,
+                stage_index=self.index,
+                step=self.spent.steps,
+                fraction=self.budget.fraction(self.spent),
+                seconds=self.spent.seconds,
+                nfe_forward=self.spent.nfe_forward,
+                nfe_backward=self.spent.nfe_backward,
+                terms=loop.losses.mean()[1],
+                validation=loop.measured,
+                lr=loop.lr,
+            )
+        )
+
+    def _row(self, loop: Loop, validation: float | None) -> None:
+        """Close a row of the curve."""
+        self._report(loop)
+        loss, terms = loop.losses.mean()
+        loop.losses.clear()
+        self.curve.append(
+            {
+                "step": self.spent.steps,
+                "stage": loop.stage.name,
+                "seconds": self.spent.seconds,
+                "nfe_forward": self.spent.nfe_forward,
+                "nfe_backward": self.spent.nfe_backward,
+                "lr": loop.lr,
+                "loss": loss,
+                "terms": terms,
+                "validation": validation,
+            }
+        )
+        if self.folder and self.reported_at - self.written_at > BEAT:
+            self.folder.write_curve(self.curve)
+            self.written_at = self.reported_at
+
+    def _save(self, loop: Loop | None) -> None:
+        """Write a checkpoint; without a loop, that of a finished fit."""
+        assert self.folder is not None
+        if loop is not None:
+            loop.check()
+        self.folder.save(
+            {
+                "index": self.index,
+                "weights": self.flow.state_dict(),
+                "entry": self.entry,
+                "loop": loop and loop.state(),
+                "random": random_state(self.plan.device),
+                "spent": asdict(self.spent),
+                "curve": self.curve,
+                "result": self.result,
+            }
+        )
+        self.saved_at = time.monotonic()
+
+
+@contextmanager
+def _only(flow: Flow, stage: Stage) -> Iterator[None]:
+    """Let gradients be taken of the stage's parameters alone."""
+    mine = {id(p) for p in stage.parameters}
+    others = [p for p in flow.parameters() if p.requires_grad and id(p) not in mine]
+    for p in others:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in others:
+            p.requires_grad_(True)

@@ -1,0 +1,174 @@
+"""Schedules: how much data and how much noise there is at time t, x_t = alpha(t) x + sigma(t) z.
+
+Time runs from data (t = 0: alpha = 1, sigma = 0) to noise (t = 1: sigma = 1); most matching codes
+run the other way, and their schedules are ours at 1 - t with the sign of the derivatives turned.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from flowzoo.errors import Incompatible
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """A schedule at times t, each of the shape of t.
+
+    Arguments:
+        alpha: Amount of data.
+        sigma: Amount of noise.
+        d_alpha: d alpha / dt.
+        d_sigma: d sigma / dt.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+
+class Schedule(ABC):
+    """alpha(t), sigma(t) and their derivatives.
+
+    `t_range` is the part of [0, 1] on which the velocity of a single pair, d_alpha x + d_sigma z,
+    has a useful size: the times a regression draws from. Outside it `at` still returns the
+    formulas' values, infinities included; nothing is clamped.
+    """
+
+    kind: ClassVar[str] = "schedule"
+    t_range: tuple[float, float] = (0.0, 1.0)
+
+    @abstractmethod
+    def at(self, t: Tensor) -> Coefficients:
+        """Return alpha, sigma and their derivatives at times t of any shape."""
+
+
+class OT(Schedule):
+    """The straight line: alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t.
+
+    With sigma_min = 0 it is conditional optimal transport and rectified flow; with sigma_min > 0
+    it is the path of Lipman et al., whose flow ends at the data blurred by N(0, sigma_min^2 I): the
+    likelihood then has the blurred data's entropy as its floor.
+
+    Arguments:
+        sigma_min: Noise left at the data's end.
+
+    References:
+        Flow Matching for Generative Modeling (Lipman, Chen, Ben-Hamu, Nickel & Le, ICLR 2023),
+        https://arxiv.org/abs/2210.02747, equation (20); Flow Straight and Fast (Liu, Gong & Liu,
+        ICLR 2023), https://arxiv.org/abs/2209.03003
+    """
+
+    def __init__(self, sigma_min: float = 0.0) -> None:
+        if not 0 <= sigma_min < 1:
+            raise Incompatible(f"ot: sigma_min must be in [0, 1), got {sigma_min}")
+        self.sigma_min = sigma_min
+
+    def at(self, t: Tensor) -> Coefficients:
+        """Return the coefficients at times t."""
+        slope = 1 - self.sigma_min
+        sigma = self.sigma_min + slope * t
+        return Coefficients(1 - t, sigma, torch.full_like(t, -1), torch.full_like(t, slope))
+
+
+class VP(Schedule):
+    """The variance-preserving diffusion: log alpha = -(b1 - b0) t^2 / 4 - b0 t / 2.
+
+    sigma^2 = 1 - alpha^2, so that data of unit variance keep it.
+
+    Two ends need a word. At the data d_sigma grows as sqrt(b0 / t) / 2, so the regression's target
+    has no finite second moment at t = 0, though the velocity it averages to has a limit there:
+    times are drawn from [1e-5, 1], as score models do, and on [0, 1e-5] the network goes on as it
+    is. The flow still runs from 0 to 1 and its likelihood is its own, exactly; what is lost is
+    structure finer than sigma(1e-5) = 1e-3. At the noise alpha(1) = exp(-(b0 + b1) / 4) is not 0:
+    the flow starts from N(0, I) and not from the path's own law at t = 1, at the price of their
+    Kullback-Leibler divergence: for data of mean m and standardised covariance alpha(1)^2 |m|^2 / 2
+    = 2e-5 |m|^2 nats.
+
+    Arguments:
+        beta_min: The rate b0 at t = 0.
+        beta_max: The rate b1 at t = 1.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations (Song,
+        Sohl-Dickstein, Kingma, Kumar, Ermon & Poole, ICLR 2021), https://arxiv.org/abs/2011.13456,
+        appendix C; as a path: Flow Matching for Generative Modeling (Lipman et al., ICLR 2023),
+        https://arxiv.org/abs/2210.02747, section 4.1
+    """
+
+    t_range = (1e-5, 1.0)
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
+        if not 0 < beta_min <= beta_max:
+            raise Incompatible(
+                f"vp: beta_min must be positive and at most beta_max, got {beta_min} and {beta_max}"
+            )
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def at(self, t: Tensor) -> Coefficients:
+        """Return the coefficients at times t; d_sigma is infinite at t = 0."""
+        growth = self.beta_max - self.beta_min
+        half_beta = 0.5 * (self.beta_min + growth * t)
+        log_alpha = -0.25 * growth * t.square() - 0.5 * self.beta_min * t
+        alpha, sigma = log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
+        return Coefficients(alpha, sigma, -half_beta * alpha, half_beta * alpha.square() / sigma)
+
+
+class Polynomial(Schedule):
+    """alpha = (1 - t)^p, sigma = 1 - (1 - t)^p; p = 1 is the straight line.
+
+    Arguments:
+        power: The power p, at least 1; below it the velocity is infinite at the noise.
+
+    References:
+        Flow Matching Guide and Code (Lipman et al., 2024), https://arxiv.org/abs/2412.06264
+    """
+
+    def __init__(self, power: float = 2.0) -> None:
+        if not power >= 1:
+            raise Incompatible(f"polynomial: power must be at least 1, got {power}")
+        self.power = power
+
+    def at(self, t: Tensor) -> Coefficients:
+        """Return the coefficients at times t."""
+        alpha, slope = (1 - t) ** self.power, self.power * (1 - t) ** (self.power - 1)
+        return Coefficients(alpha, 1 - alpha, -slope, slope)
+
+
+class LinearVP(Schedule):
+    """alpha = 1 - t, sigma = sqrt(1 - alpha^2).
+
+    At the data d_sigma grows as 1 / sqrt(2 t); see `VP` for what this means.
+
+    References:
+        Flow Matching Guide and Code (Lipman et al., 2024), https://arxiv.org/abs/2412.06264
+    """
+
+    t_range = (1e-5, 1.0)
+
+    def at(self, t: Tensor) -> Coefficients:
+        """Return the coefficients at times t; d_sigma is infinite at t = 0."""
+        alpha, sigma = 1 - t, (t * (2 - t)).sqrt()
+        return Coefficients(alpha, sigma, torch.full_like(t, -1), alpha / sigma)
+
+
+class Cosine(Schedule):
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the trigonometric interpolant.
+
+    References:
+        Building Normalizing Flows with Stochastic Interpolants (Albergo & Vanden-Eijnden, ICLR
+        2023), https://arxiv.org/abs/2209.15571
+    """
+
+    def at(self, t: Tensor) -> Coefficients:
+        """Return the coefficients at times t."""
+        rate = 0.5 * math.pi
+        alpha, sigma = (rate * t).cos(), (rate * t).sin()
+        return Coefficients(alpha, sigma, -rate * sigma, rate * alpha)
