@@ -12,9 +12,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, TypeVar
 
 from flowzoo.errors import Incompatible, UserError
-from flowzoo.reader import SUPPLIED, Part, Problem, Problems, Reader
 from flowzoo.registry import Component, Registry
-from flowzoo.signature import Option, class_options
+from flowzoo.registry.reader import SUPPLIED, Part, Problem, Problems, Reader
+from flowzoo.registry.signature import Option, class_options
 
 __all__ = [
     "Option",

@@ -33,7 +33,7 @@ class Continuous(Flow):
             the integrator does not number its stages.
 
     References:
-        FFJORD (Grathwohl et al., ICLR 2019), https://arxiv.org/abs/1810.01367, equation (4)
+        FFJORD (Grathwohl et al., ICLR 2019), https://arxiv.org/abs/1810.01367
     """
 
     def __init__(

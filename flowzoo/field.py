@@ -270,7 +270,7 @@ class Gradient(Velocity):
 
     References:
         OT-Flow: Fast and Accurate Continuous Normalizing Flows via Optimal Transport (Onken, Wu
-        Fung, Li & Ruthotto, AAAI 2021), https://arxiv.org/abs/2006.00104, equations (8) and (11)
+        Fung, Li & Ruthotto, AAAI 2021), https://arxiv.org/abs/2006.00104
     """
 
     provides = frozenset({"phi_t", "symmetric"})

@@ -14,9 +14,17 @@ from typing import Any
 
 import pluggy
 
-from flowzoo.component import HOOKS, Component, broken, entry_points, load_file, load_target, reason
 from flowzoo.errors import UserError
 from flowzoo.registry import Registry, suggest
+from flowzoo.registry.component import (
+    HOOKS,
+    Component,
+    broken,
+    entry_points,
+    load_file,
+    load_target,
+    reason,
+)
 
 PROJECT = "flowzoo"
 hookspec = pluggy.HookspecMarker(PROJECT)

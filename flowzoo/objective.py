@@ -56,10 +56,12 @@ class Stage:
         name: What a progress bar and a checkpoint call it.
         parameters: What the optimizer may change.
         loss: The loss on a batch, with a source of randomness.
-        begin: Called once, without gradients, before the first step: warm-starts the stage and
-            turns the training points into this stage's (JKO-iFlow pushes them through the blocks
-            before this one). It is called for the validation points too, so it must be repeatable.
-        share: This stage's part of the budget's steps.
+        begin: Called without gradients before the first step: warm-starts the stage and turns the
+            training points into this stage's (JKO-iFlow pushes them through the blocks before this
+            one). It is called for the validation points too, and again when a fit is resumed;
+            every call finds the weights that the stage before left, and may depend on nothing else
+            that an earlier stage did.
+        share: This stage's weight in what is left of the budget.
     """
 
     name: str

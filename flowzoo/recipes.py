@@ -16,10 +16,10 @@ from typing import Any
 
 from flowzoo.build import dataclass_problems, parts, problems, shallow_problems
 from flowzoo.errors import UserError
-from flowzoo.reader import Problem, Problems, show
 from flowzoo.registry import Registry, suggest
+from flowzoo.registry.reader import Problem, Problems, show
+from flowzoo.registry.yamlfile import load_yaml
 from flowzoo.settings import Budget, Training
-from flowzoo.yamlfile import load_yaml
 
 __all__ = ["Problems", "Recipe", "load_recipes", "load_yaml", "recipe_problems", "swap"]
 

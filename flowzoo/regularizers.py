@@ -50,7 +50,7 @@ class Transport(RunningCost):
     """The transport cost L: the integral of |v|^2 / 2.
 
     References:
-        OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104, equation (7); RNODE's
+        OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104; RNODE's
         kinetic energy (Finlay, Jacobsen, Nurbekyan & Oberman, ICML 2020),
         https://arxiv.org/abs/2002.02798
     """
@@ -71,7 +71,7 @@ class HJB(RunningCost):
             Generator).
 
     References:
-        OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104, equation (13);
+        OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104;
         Potential Flow Generator (Yang & Karniadakis, 2019), https://arxiv.org/abs/1908.11462
     """
 
@@ -96,8 +96,7 @@ class JacobianFrobenius(RunningCost):
     Without probes (an exact trace) it is computed from the whole Jacobian.
 
     References:
-        How to Train Your Neural ODE (Finlay et al., ICML 2020), https://arxiv.org/abs/2002.02798,
-        section 4
+        How to Train Your Neural ODE (Finlay et al., ICML 2020), https://arxiv.org/abs/2002.02798
     """
 
     def rate(self, at: Point, probes: Tensor | None) -> Tensor:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from flowzoo.errors import UserError
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -24,6 +26,24 @@ class Budget:
     seconds: float | None = None
     samples: int | None = None
     nfe: int | None = None
+
+    def limits(self) -> dict[str, int | float]:
+        """Return the limits that are set, by name.
+
+        Raises:
+            UserError: None is set, or one that is not positive.
+        """
+        given = {name: getattr(self, name) for name in ("steps", "samples", "nfe", "seconds")}
+        found = {name: value for name, value in given.items() if value is not None}
+        if not found:
+            raise UserError(
+                "the budget sets no limit: give steps, seconds, samples or nfe, as in "
+                "budget: {steps: 2000}"
+            )
+        for name, value in found.items():
+            if not value > 0:
+                raise UserError(f"budget: {name} must be positive, got {value}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -50,8 +70,8 @@ class Schedule:
     Arguments:
         name: `constant`; `step` multiplies by `factor` every `every` steps; `plateau` multiplies by
             `factor` after `patience` validations without improvement; `cosine` falls to zero over
-            the budget's steps.
-        warmup: Steps of linear growth from zero before any of them.
+            the stage's steps; without a budget in steps, over the used part of the budget.
+        warmup: Steps of linear growth before any of them: step k has the rate lr (k + 1) / warmup.
         every: Steps between two drops of `step`.
         factor: What the rate is multiplied by at a drop.
         patience: Validations without improvement that `plateau` waits for.

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from tiny_flows import fitted, points
 
-from flowzoo.batches import Batches, seed_of, thinned
 from flowzoo.objective import Batch
 from flowzoo.settings import Budget
+from flowzoo.training.batches import Batches, seed_of, thinned
 
 
 def test_an_epoch_is_a_permutation_without_the_rows_left_over():

@@ -28,9 +28,9 @@ from flowzoo.build import (
 )
 from flowzoo.errors import Incompatible
 from flowzoo.registry import Registry
+from flowzoo.registry.signature import class_options, type_text
+from flowzoo.registry.source import source_options
 from flowzoo.settings import Budget, Training
-from flowzoo.signature import class_options, type_text
-from flowzoo.source import source_options
 
 ZOO = toy_zoo.zoo()
 

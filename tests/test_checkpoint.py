@@ -22,12 +22,12 @@ from tiny_flows import (
     without_seconds,
 )
 
-from flowzoo import fitting
-from flowzoo.checkpoint import Folder
 from flowzoo.integrators import RK4
 from flowzoo.objective import Likelihood
 from flowzoo.settings import Optimizer, Schedule, Training
 from flowzoo.traces import Hutchinson
+from flowzoo.training import fitting
+from flowzoo.training.checkpoint import Folder
 
 COSINE = Training(
     batch_size=1000,

@@ -22,12 +22,11 @@ from tiny_flows import (
     same_weights,
 )
 
-from flowzoo import checkpoint
-from flowzoo.checkpoint import Folder, replace_file
 from flowzoo.errors import UserError
 from flowzoo.flow import Chain
 from flowzoo.settings import Budget, Optimizer
-from flowzoo.training import fit
+from flowzoo.training import checkpoint, fit
+from flowzoo.training.checkpoint import Folder, replace_file
 
 # --- files that cannot be used -------------------------------------------------------------------
 

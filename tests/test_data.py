@@ -421,7 +421,7 @@ def test_shipped_sets_say_what_they_are_and_can_be_shortened(cls):
     assert "First 100 training rows" in short.notes
     assert not cls.standardise
     assert len(full.notes) > 20
-    attribution = Path(inspect.getfile(cls)).parent / "shipped" / "ATTRIBUTION.md"
+    attribution = Path(inspect.getfile(cls)).parent / "uci" / "ATTRIBUTION.md"
     assert f"`{cls.name}.npz`" in attribution.read_text(encoding="utf-8")
 
 

@@ -7,10 +7,10 @@ import sys
 import pytest
 from strangers import THIRD_PARTY, distribution, run, site  # noqa: F401 (a fixture)
 
-from flowzoo.component import Component
 from flowzoo.errors import UserError
 from flowzoo.hooks import hook_failures, hookimpl, plugin_manager
 from flowzoo.registry import Registry
+from flowzoo.registry.component import Component
 
 
 @pytest.fixture

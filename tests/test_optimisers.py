@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from flowzoo.budget import Allotment, Spent, allot
-from flowzoo.optimisers import Average, Rate, clamp, make_optimizer
 from flowzoo.settings import Budget, Optimizer, Schedule
+from flowzoo.training.budget import Allotment, Spent, allot
+from flowzoo.training.optimisers import Average, Rate, clamp, make_optimizer
 
 
 def rates(schedule, steps, total=None):

@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from flowzoo.progress import Progress, ProgressBar, duration, status
+from flowzoo.training.progress import Progress, ProgressBar, duration, status
 
 AT = Progress("likelihood", 0, 50, 0.25, 30.0, 400, 0, {"nll": 1.23456, "hjb": 0.5}, 2.5, 0.01)
 

@@ -10,10 +10,10 @@ import toy_zoo
 from strangers import THIRD_PARTY, distribution, run, site  # noqa: F401 (a fixture)
 
 import flowzoo
-from flowzoo.component import Component, entry_points
 from flowzoo.errors import UserError
 from flowzoo.registry import Registry, fingerprint, frame_files, frame_fingerprint, suggest
-from flowzoo.source import code_hash, module_file
+from flowzoo.registry.component import Component, entry_points
+from flowzoo.registry.source import code_hash, module_file
 
 # --- names ---------------------------------------------------------------------------------------
 

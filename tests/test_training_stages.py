@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 from tiny_flows import QUICK, BlockByBlock, Loud, Shift, chain, fitted, points
 
-from flowzoo import fitting
-from flowzoo.batches import thinned
 from flowzoo.errors import UserError
 from flowzoo.objective import Loss, Objective, Stage
 from flowzoo.settings import Budget, Optimizer
+from flowzoo.training import fitting
+from flowzoo.training.batches import thinned
 
 # --- budgets ----------------------------------------------------------------------------------
 

@@ -56,7 +56,7 @@ class Commands(click.Group):
 
 
 def _extra() -> dict[str, click.Command]:
-    from flowzoo.component import HOOKS, entry_points
+    from flowzoo.registry.component import HOOKS, entry_points
 
     if not any(entry_points(HOOKS)):
         return {}

@@ -137,7 +137,7 @@ def summary(component: Component) -> str:
     """Return the first line of a component's docstring, read from its source without importing."""
     import ast
 
-    from flowzoo.source import parse
+    from flowzoo.registry.source import parse
 
     module, _, name = component.target.rpartition(":")
     parsed = parse(module)

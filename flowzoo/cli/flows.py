@@ -74,7 +74,7 @@ def fit_command(
     matrix = matrix_from(yaml.safe_load(json.dumps(content)), Path.cwd() / "command line")
     problems = matrix.problems(deep=True)
     if problems:
-        from flowzoo.reader import Problems
+        from flowzoo.registry.reader import Problems
 
         raise Problems(problems)
     record = _fit(matrix.cells()[0], out, device)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from flowzoo.component import (
+from flowzoo.errors import UserError
+from flowzoo.registry.component import (
     DISABLE,
     HOOKS,
     Component,
@@ -21,19 +23,14 @@ from flowzoo.component import (
     file_components,
     load_class,
 )
-from flowzoo.errors import UserError
-from flowzoo.source import code_hash, module_file, own_sources
+from flowzoo.registry.source import code_hash, module_file, own_sources
 
 __all__ = ["Component", "Registry", "fingerprint", "frame_fingerprint", "suggest"]
 
 # What no number depends on: names, specs, faces, bookkeeping. Everything else is numerical core.
-# fmt: off
-_APART = (
-    "__init__", "build", "component", "hooks", "reader", "recipes", "registry", "signature",
-    "source", "yamlfile", "bench", "checkpoint", "cli", "errors", "estimator", "progress",
-    "testing",
+_APART = re.compile(
+    r"(bench|cli|registry)/|(__init__|build|errors|hooks|recipes|training/(checkpoint|progress)).py"
 )
-# fmt: on
 
 
 class Registry:
@@ -187,6 +184,6 @@ def frame_fingerprint() -> str:
 
 def frame_files() -> list[Path]:
     """Return the source files of flowzoo's numerical core."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     files = sorted(here.rglob("*.py"))
-    return [f for f in files if f.relative_to(here).with_suffix("").parts[0] not in _APART]
+    return [f for f in files if not _APART.match(f.relative_to(here).as_posix())]

@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 
-from flowzoo.batches import (
+from flowzoo.flow import Flow
+from flowzoo.objective import Batch, Stage, unchanged
+from flowzoo.settings import Budget, Training
+from flowzoo.training.batches import (
     each,
     own_random_numbers,
     random_state,
@@ -18,13 +21,10 @@ from flowzoo.batches import (
     set_random_state,
     thinned,
 )
-from flowzoo.budget import Allotment, Spent, allot, limits
-from flowzoo.checkpoint import Folder
-from flowzoo.flow import Flow
-from flowzoo.loop import Loop, Validation, weights
-from flowzoo.objective import Batch, Stage, unchanged
-from flowzoo.progress import Progress
-from flowzoo.settings import Budget, Training
+from flowzoo.training.budget import Allotment, Spent, allot
+from flowzoo.training.checkpoint import Folder
+from flowzoo.training.loop import Loop, Validation, weights
+from flowzoo.training.progress import Progress
 
 ROW_EVERY = 20  # steps between two rows of the curve, and at most between two fetches of losses
 BEAT = 1.0  # seconds after which losses are fetched and reported at the latest
@@ -104,7 +104,7 @@ class Fit:
         self.train, self.validation = self._placed(plan.train), None
         if plan.validation is not None and training.validate_every:
             self.validation = self._placed(thinned(plan.validation, training.validate_rows))
-        self.budget = Allotment(dict.fromkeys(limits(plan.budget), 0), limits(plan.budget))
+        self.budget = Allotment(dict.fromkeys(plan.budget.limits(), 0), plan.budget.limits())
         self.spent = Spent()
         self.curve: list[dict[str, Any]] = []
         self.index = 0

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flowzoo.batches import Batches, seed_of
-from flowzoo.budget import Allotment, Spent
 from flowzoo.errors import Diverged, UserError
 from flowzoo.flow import Flow
 from flowzoo.integrators import failures
-from flowzoo.losses import Losses, advice
 from flowzoo.objective import Batch, Loss, Stage
-from flowzoo.optimisers import Average, Rate, clamp, make_optimizer
 from flowzoo.settings import Training
+from flowzoo.training.batches import Batches, seed_of
+from flowzoo.training.budget import Allotment, Spent
+from flowzoo.training.losses import Losses, advice
+from flowzoo.training.optimisers import Average, Rate, clamp, make_optimizer
 
 
 @dataclass(frozen=True)

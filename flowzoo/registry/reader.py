@@ -15,8 +15,8 @@ from typing import Any, Literal, Union
 
 from flowzoo.errors import UserError
 from flowzoo.registry import Component, Registry, suggest
-from flowzoo.signature import Option, class_options, is_component, type_text, with_article
-from flowzoo.source import source_options
+from flowzoo.registry.signature import Option, class_options, is_component, type_text, with_article
+from flowzoo.registry.source import source_options
 
 SUPPLIED = frozenset({"dim", "context_dim"})
 _FLOAT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from flowzoo.errors import UserError
 from flowzoo.settings import Budget
 
 Number: TypeAlias = int | float
@@ -58,30 +57,11 @@ class Allotment:
         return int(self.end["steps"] - self.start["steps"]) if "steps" in self.end else None
 
 
-def limits(budget: Budget) -> dict[str, Number]:
-    """Return the limits that a budget sets.
-
-    Raises:
-        UserError: It sets none, or one that is not positive.
-    """
-    found = {name: getattr(budget, name) for name in ("steps", "samples", "nfe", "seconds")}
-    found = {name: value for name, value in found.items() if value is not None}
-    if not found:
-        raise UserError(
-            "the budget sets no limit: give steps, seconds, samples or nfe, as in "
-            "budget: {steps: 2000}"
-        )
-    for name, value in found.items():
-        if not value > 0:
-            raise UserError(f"budget: {name} must be positive, got {value}")
-    return found
-
-
 def allot(budget: Budget, spent: Spent, share: float) -> Allotment:
     """Return a stage's part: the given share, from 0 to 1, of whatever is left of each limit."""
     start: dict[str, Number] = {}
     end: dict[str, Number] = {}
-    for name, limit in limits(budget).items():
+    for name, limit in budget.limits().items():
         start[name] = used = getattr(spent, name)
         part = share * max(0, limit - used)
         end[name] = used + (part if name == "seconds" else round(part))

@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from flowzoo.errors import UserError
-from flowzoo.reader import Problem, Problems
 from flowzoo.registry import suggest
+from flowzoo.registry.reader import Problem, Problems
 
 _SAFE: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _SCALARS = {

@@ -12,15 +12,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import Tensor
 
-from flowzoo.batches import own_random_numbers, seed_of
-from flowzoo.budget import limits
-from flowzoo.checkpoint import Folder
 from flowzoo.errors import Incompatible, UserError
-from flowzoo.fitting import Fit, Fitted, Plan
 from flowzoo.flow import Flow
 from flowzoo.objective import Batch, Objective, Stage
-from flowzoo.progress import Progress
 from flowzoo.settings import Budget, Training
+from flowzoo.training.batches import own_random_numbers, seed_of
+from flowzoo.training.checkpoint import Folder
+from flowzoo.training.fitting import Fit, Fitted, Plan
+from flowzoo.training.progress import Progress
 
 __all__ = ["Fitted", "Progress", "fit"]
 
@@ -138,7 +137,7 @@ def _checksum(data: Batch) -> int:
 
 
 def _check_settings(budget: Budget, training: Training, validation: Batch | None) -> None:
-    limits(budget)
+    budget.limits()
     settings = _flat("training", asdict(training))
     for part, prefix in (
         (training, "training"),

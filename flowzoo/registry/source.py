@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Union
 
-from flowzoo.signature import EMPTY, Option
+from flowzoo.registry.signature import EMPTY, Option
 
 _GENERIC = {
     **{name: getattr(typing, name) for name in ("Any", "Literal", "Optional", "Union")},
