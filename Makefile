@@ -11,7 +11,7 @@ quickstart: .venv/ready
 	$(BIN)/flowzoo draw runs/quickstart
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -86,6 +86,10 @@ class Continuous(Flow):
         generator: torch.Generator | None = None,
     ) -> Encoded:
         """Send data to noise by one solve of (x, ladj, costs)."""
+        if torch.is_inference_mode_enabled():  # divergences need gradients even there
+            with torch.inference_mode(False), torch.no_grad():
+                context = None if context is None else context.clone()
+                return self.encode(x.clone(), running, context, generator)
         self.requires(running)
         field = Augmented(self, x, running, context, generator)
         start = (x, x.new_zeros(x.shape[0]))
@@ -97,6 +101,9 @@ class Continuous(Flow):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Send noise to data: the same ODE backwards, the velocity alone."""
+        if torch.is_inference_mode_enabled():  # a potential's velocity is a gradient
+            with torch.inference_mode(False), torch.no_grad():
+                return self.decode(z.clone(), None if context is None else context.clone())
 
         def field(t: Tensor, state: State, stage: int = 0) -> State:
             return (self.velocity(t, state[0], context),)

@@ -81,20 +81,10 @@ class Jacobian(LinearMap):
         """Return A p: the vjp where symmetric, else the derivative of u -> A^T u, linear in u."""
         if self.symmetric:
             return self.vjp(p)
-        if not self.v.requires_grad:
-            return torch.zeros_like(p)
         with torch.enable_grad():
             u = torch.zeros_like(self.v, requires_grad=True)
             at_u = self._vjp(u, create_graph=True)
-        (out,) = torch.autograd.grad(
-            at_u,
-            u,
-            p,
-            retain_graph=True,
-            create_graph=self.create_graph,
-            is_grads_batched=p.dim() == 3,
-        )
-        return out
+        return _product(at_u, u, p, self.create_graph)
 
     def dense(self) -> Tensor:
         """Return A, all of it in one batched pass."""
@@ -114,19 +104,23 @@ class Jacobian(LinearMap):
         return torch.func.vmap(column)(basis).permute(1, 2, 0)
 
     def _vjp(self, p: Tensor, create_graph: bool) -> Tensor:
-        if not self.v.requires_grad:  # a velocity that does not depend on x
-            return torch.zeros_like(p)
-        (out,) = torch.autograd.grad(
-            self.v,
-            self.x,
-            p,
-            retain_graph=True,
-            create_graph=create_graph,
-            is_grads_batched=p.dim() == 3,
-            allow_unused=True,
-            materialize_grads=True,
-        )
-        return out
+        return _product(self.v, self.x, p, create_graph)
+
+
+def _product(y: Tensor, x: Tensor, p: Tensor, create_graph: bool) -> Tensor:
+    """Return (dy/dx)^T p for p of y's shape, or with leading probes; zero where y ignores x."""
+    if not y.requires_grad:
+        return torch.zeros_like(p)
+    (out,) = torch.autograd.grad(
+        y,
+        x,
+        p,
+        retain_graph=True,
+        create_graph=create_graph,
+        is_grads_batched=p.dim() == 3,
+        allow_unused=True,
+    )
+    return torch.zeros_like(p) if out is None else out
 
 
 class Scaled(LinearMap):

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from flowzoo.errors import Incompatible
 from flowzoo.flow import Flow, log_normal
 from flowzoo.integrators import Evaluations
 from flowzoo.regularizers import EndpointCost, Regularizer, RunningCost
@@ -98,6 +99,12 @@ class Likelihood(Objective):
     """
 
     def __init__(self, weight: float = 1.0, regularizers: Sequence[Regularizer] = ()) -> None:
+        for r in regularizers:
+            if not isinstance(r, RunningCost | EndpointCost):
+                raise Incompatible(
+                    f"{type(r).__name__} is neither a RunningCost nor an EndpointCost: "
+                    "likelihood does not know when it is paid"
+                )
         self.weight = weight
         self.running = [r for r in regularizers if isinstance(r, RunningCost)]
         self.endpoint = [r for r in regularizers if isinstance(r, EndpointCost)]
@@ -120,5 +127,7 @@ class Likelihood(Objective):
         total, terms = self.weight * nll, {"nll": nll.detach()}
         for cost, value in costs:
             total = total + cost.weight * value
-            terms[type(cost).__name__] = value.detach()
+            name = type(cost).__name__
+            same = sum(known.split()[0] == name for known in terms)
+            terms[f"{name} {same + 1}" if same else name] = value.detach()
         return Loss(total, terms, encoded.nfe)

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from flowzoo.errors import Incompatible
-from flowzoo.integrators import Evaluations, Field, Integrator, Solution, State, Time, failures
+from flowzoo.integrators import (
+    Evaluations,
+    Field,
+    Integrator,
+    Solution,
+    State,
+    Time,
+    failures,
+    first_order,
+)
 
 Method: TypeAlias = Literal[
     "dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun",
@@ -55,6 +64,8 @@ class TorchDiffEq(Integrator):
         """Return the state at t1."""
         from torchdiffeq import odeint
 
+        if not len(state[0]):
+            return Solution(state, Evaluations())
         o, counted, times = self.options, _counted(field, self.options), _times(t0, t1, state[0])
         options = o.for_solve(times[-1].detach())
         if o.adaptive and torch.is_grad_enabled():
@@ -138,8 +149,12 @@ class Adjoint(Integrator):
         """Return the state at t1."""
         from torchdiffeq import odeint_adjoint
 
+        if not len(state[0]):
+            return Solution(state, Evaluations())
         o, counted, times = self.options, _counted(field, self.options), _times(t0, t1, state[0])
-        back = o.for_solve(times[0].detach())
+        state = tuple(_FirstOrder.apply(y) for y in state)  # pyright: ignore
+        # torchdiffeq runs a solve with t1 < t0 in negated time, and forgets this option there.
+        back = o.for_solve(times[0].detach() if t1 > t0 else -times[0].detach())
         del back["norm"]
         if self.seminorm:
             back["norm"] = "seminorm"
@@ -152,6 +167,18 @@ class Adjoint(Integrator):
             )  # fmt: skip
         counted.turn_back()
         return counted.solution(ends)
+
+
+class _FirstOrder(torch.autograd.Function):
+    """The identity, whose gradient refuses to be differentiated."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor) -> Tensor:
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor | None:
+        return first_order(grads[0], "adjoint")
 
 
 @dataclass(frozen=True)

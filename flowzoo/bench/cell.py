@@ -55,13 +55,16 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def run_cell(cell: Cell, folder: Path, device: str = "cpu") -> Record:
+def run_cell(
+    cell: Cell, folder: Path, device: str = "cpu", observe: Callable[[Any], None] | None = None
+) -> Record:
     """Run a cell in this process and return its record, whatever comes of it.
 
     Arguments:
         cell: The cell.
         folder: Where its checkpoints, curve and weights go; what is there already is gone on with.
         device: Where to compute.
+        observe: Told where the fit stands (`training.Progress`).
 
     Raises:
         DiskFull: Nothing can be stored.
@@ -75,7 +78,7 @@ def run_cell(cell: Cell, folder: Path, device: str = "cpu") -> Record:
 
         listeners = _listeners(cell)
         listeners.notify("flowzoo_cell_started", cell=cell)
-        run_phases(cell, folder, device, facts, _step_hook(listeners, cell))
+        run_phases(cell, folder, device, facts, _observer(listeners, cell, observe))
         state, reason, trace = "ok", "", ""
     except Exception as error:
         if is_disk_full(error):
@@ -114,11 +117,20 @@ def _listeners(cell: Cell) -> Any:
     return plugin_manager(cell.registry())
 
 
-def _step_hook(listeners: Any, cell: Cell) -> Callable[[int, dict[str, float]], None] | None:
-    """Return what tells listeners of a step; None where there are none, which costs nothing."""
+def _observer(
+    listeners: Any, cell: Cell, observe: Callable[[Any], None] | None
+) -> Callable[[Any], None] | None:
+    """Return what tells listeners of progress; None where there are none, which costs nothing."""
     if not listeners.hook.flowzoo_step.get_hookimpls():
-        return None
-    return lambda step, terms: listeners.notify("flowzoo_step", cell=cell, step=step, terms=terms)
+        return observe
+
+    def tell(progress: Any) -> None:
+        terms = dict(progress.terms)
+        listeners.notify("flowzoo_step", cell=cell, step=progress.step, terms=terms)
+        if observe is not None:
+            observe(progress)
+
+    return tell
 
 
 def _note(text: str) -> None:

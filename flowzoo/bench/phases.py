@@ -32,7 +32,7 @@ from flowzoo.registry import Registry
 from flowzoo.settings import Budget, Training
 from flowzoo.training import Fitted, Progress, fit
 
-StepHook = Callable[[int, dict[str, float]], None]
+Observe = Callable[[Progress], None]
 _EVERY = 0.5  # seconds between two notes of progress
 
 
@@ -45,11 +45,11 @@ class _Work:
     device: str
     registry: Registry
     facts: dict[str, Any]
-    on_step: StepHook | None
+    observe: Observe | None
 
 
 def run_phases(
-    cell: Cell, folder: Path, device: str, facts: dict[str, Any], on_step: StepHook | None = None
+    cell: Cell, folder: Path, device: str, facts: dict[str, Any], observe: Observe | None = None
 ) -> None:
     """Run a cell, noting in `facts`, as it goes, what its record is to hold.
 
@@ -58,13 +58,13 @@ def run_phases(
         folder: The cell's folder.
         device: Where to compute.
         facts: Fields of `Record`, filled in place, so that a failure keeps those before it.
-        on_step: Told of steps and the terms of the loss.
+        observe: Told where the fit stands.
 
     Raises:
         Incompatible, Diverged, UserError: What they say.
     """
     _settle(cell, device)
-    work = _Work(cell, folder, device, cell.registry(), facts, on_step)
+    work = _Work(cell, folder, device, cell.registry(), facts, observe)
     facts["environment"] = environment(device)
     facts["code"] = cell.code(work.registry)
     dataset: Dataset = build("dataset", cell.dataset, work.registry)
@@ -183,8 +183,8 @@ def _observer(work: _Work) -> Callable[[Progress], None]:
 
     def observe(progress: Progress) -> None:
         nonlocal last
-        if work.on_step is not None:
-            work.on_step(progress.step, dict(progress.terms))
+        if work.observe is not None:
+            work.observe(progress)
         if time.monotonic() - last >= _EVERY:
             last = time.monotonic()
             _note(work.folder, {"phase": "train", **asdict(progress)})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -127,8 +129,6 @@ def score_command(folder: Path, data: str | None, metrics: Sequence[str], as_jso
       flowzoo score my-flow
       flowzoo score my-flow other.csv -m nll
     """
-    from dataclasses import asdict, replace
-
     from flowzoo.bench.trained import load_trained
     from flowzoo.build import build
     from flowzoo.judge import evaluate
@@ -164,6 +164,7 @@ def _fit(cell: Cell, out: Path, device: str) -> Record:
     from flowzoo.bench.cell import run_cell
     from flowzoo.bench.files import write_text
     from flowzoo.bench.store import CELL, now, write_record
+    from flowzoo.training.progress import ProgressBar
 
     out.mkdir(parents=True, exist_ok=True)
     known = out / CELL
@@ -172,10 +173,8 @@ def _fit(cell: Cell, out: Path, device: str) -> Record:
         raise UserError(f"{out} holds another flow; choose another folder or remove it")
     write_text(known, text)
     started = now()
-    record = run_cell(cell, out, device)
-    from dataclasses import replace
-
-    record = replace(record, started=started)
+    with ProgressBar(cell.label) as bar:
+        record = replace(run_cell(cell, out, device, bar), started=started)
     write_record(out, record)
     return record
 
@@ -227,8 +226,6 @@ def _data(text: str) -> Any:
 
 
 def _write(rows: Any, out: Path | None) -> None:
-    import sys
-
     import numpy as np
 
     if out is None:
