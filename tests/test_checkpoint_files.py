@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import warnings
 from dataclasses import replace
 
@@ -23,10 +24,11 @@ from tiny_flows import (
 )
 
 from flowzoo.errors import UserError
+from flowzoo.files import replace_file
 from flowzoo.flow import Chain
 from flowzoo.settings import Budget, Optimizer
-from flowzoo.training import checkpoint, fit
-from flowzoo.training.checkpoint import Folder, replace_file
+from flowzoo.training import fit
+from flowzoo.training.checkpoint import Folder
 
 # --- files that cannot be used -------------------------------------------------------------------
 
@@ -136,7 +138,7 @@ def test_a_full_disk_costs_a_warning_and_no_more(tmp_path, monkeypatch):
     before = (tmp_path / "checkpoint.pt").read_bytes()
     with monkeypatch.context() as patch, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         finished = running(chain, BlockByBlock, **kept)
     (message,) = [str(w.message) for w in caught if w.category is RuntimeWarning]
     assert message.startswith(f"cannot write to {tmp_path} (No space left on device)")
@@ -164,12 +166,12 @@ def test_a_curve_that_could_not_be_written_is_written_whole_later(tmp_path, monk
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "a"
-    replace_file(path, b"old")
+    replace_file(path, lambda file: file.write_bytes(b"old"))
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.os, "fsync", full)
+        patch.setattr(os, "fsync", full)
         with pytest.raises(OSError, match="No space"):
-            replace_file(path, b"new")
+            replace_file(path, lambda file: file.write_bytes(b"new"))
     assert path.read_bytes() == b"old"
-    replace_file(path, b"new")
+    replace_file(path, lambda file: file.write_bytes(b"new"))
     assert path.read_bytes() == b"new"
     assert [p.name for p in tmp_path.iterdir()] == ["a"]

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not at all, on local and on network file systems."""
+"""A run's files: JSON and text that are there whole or not at all, and a full disk by its name."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import contextlib
 import errno
 import json
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from flowzoo import files
 from flowzoo.errors import FlowzooError
 
 DISK_FULL = 74  # the exit code of a process that could not store its result (EX_IOERR)
@@ -48,21 +48,13 @@ def full_disk_named(folder: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Write a file under a temporary name beside its own, flush it to the disk, rename it.
+    """Write a file whole or not at all.
 
     Raises:
         DiskFull: There is no space; the old file, if any, is untouched.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with full_disk_named(path.parent):
-            write(temporary)
-            with temporary.open("rb+") as stream:
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-            _flush_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with full_disk_named(path.parent):
+        files.replace_file(path, write)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -99,12 +91,3 @@ def finite(value: Any) -> Any:
     if isinstance(value, float) and (value != value or value in (float("inf"), -float("inf"))):
         return None
     return value
-
-
-def _flush_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # some network file systems cannot
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

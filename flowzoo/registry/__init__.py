@@ -29,7 +29,7 @@ __all__ = ["Component", "Registry", "fingerprint", "frame_fingerprint", "suggest
 
 # What no number depends on: names, specs, faces, bookkeeping. Everything else is numerical core.
 _APART = re.compile(
-    r"(bench|cli|registry)/|(__init__|build|errors|hooks|recipes|training/(checkpoint|progress)).py"
+    r"(bench|cli|registry)/|(__init__|build|errors|files|hooks|recipes|training/(checkpoint|progress)).py"
 )
 
 

@@ -75,28 +75,40 @@ def load_yaml(path: str | Path) -> Any:
     """
     path = Path(path)
     try:
-        loader = _Loader(path.read_bytes())
+        content = path.read_bytes()
     except OSError as error:
         beside = sorted(p.name for p in path.parent.glob("*.y*ml"))
         hint = suggest(path.name, beside, "beside it") if beside else ""
         raise UserError(f"cannot read {path}: {error.strerror}{hint}") from error
+    return parse_yaml(content, str(path))
+
+
+def parse_yaml(content: bytes, source: str) -> Any:
+    """Return the content of YAML text, as `load_yaml` does that of a file.
+
+    Arguments:
+        content: The text.
+        source: What errors call it.
+    """
+    try:
+        loader = _Loader(content)
     except yaml.YAMLError as error:
-        raise UserError(_sentence(path, error)) from error
+        raise UserError(_sentence(source, error)) from error
     try:
         data = loader.get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise UserError(_sentence(path, error)) from error
+        raise UserError(_sentence(source, error)) from error
     finally:
         loader.dispose()
     if loader.duplicates:
-        raise Problems(Problem(p.path, p.message, str(path)) for p in loader.duplicates)
+        raise Problems(Problem(p.path, p.message, source) for p in loader.duplicates)
     return data
 
 
-def _sentence(path: Path, error: Exception) -> str:
+def _sentence(source: str, error: Exception) -> str:
     """Return what is wrong in one sentence: file, line, and why."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    where = f"{path}: line {mark.line + 1}: " if mark else f"{path}: "
+    where = f"{source}: line {mark.line + 1}: " if mark else f"{source}: "
     said = (getattr(error, "context", None), getattr(error, "problem", None))
     why = ", ".join(filter(None, said)) or str(error).strip().partition("\n")[0]
     tag = re.search(r"could not determine a constructor for the tag '(.+?)'", str(error))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.errors import UserError
+from flowzoo.files import replace_file
 
 FORMAT = 1
 NAME = "checkpoint.pt"
@@ -75,7 +74,7 @@ class Folder:
         buffer = io.BytesIO()
         torch.save({"format": FORMAT, "settings": self.settings, **state}, buffer)
         try:
-            replace_file(self.path / NAME, buffer.getbuffer())
+            replace_file(self.path / NAME, lambda file: file.write_bytes(buffer.getbuffer()))
         except OSError as error:
             self._warn(error)
         self.write_curve(state["curve"])
@@ -86,7 +85,7 @@ class Folder:
         text = "".join(json.dumps(row) + "\n" for row in new).encode()
         try:
             if self._written is None:
-                replace_file(path, text)
+                replace_file(path, lambda file: file.write_bytes(text))
             elif new:
                 with path.open("ab") as file:
                     file.write(text)
@@ -104,31 +103,6 @@ class Folder:
                 stacklevel=2,
             )
         self._warned = True
-
-
-def replace_file(path: Path, data: bytes | memoryview) -> None:
-    """Write a file so that a reader, or a crash, sees the old one or the new one, never half.
-
-    Raises:
-        OSError: It could not be written; the old one is untouched.
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    with contextlib.suppress(OSError):  # the new name itself; not every file system can
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _read(path: Path) -> dict[str, Any]:
