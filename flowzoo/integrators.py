@@ -222,6 +222,8 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore
+        if torch.is_grad_enabled():  # the gradients below carry no graph
+            raise Incompatible(f"recompute: true {ONLY_FIRST}")
         grid, size, saved = ctx.grid, ctx.size, ctx.saved_tensors
         t0, t1 = (t.detach().requires_grad_(t.requires_grad) for t in ctx.params[:2])
         wanted = [p for p in (t0, t1, *ctx.params[2:]) if p.requires_grad]
@@ -245,33 +247,13 @@ class _Recomputed(torch.autograd.Function):
             ctx.nfe.backward += len(grid.tableau.b)
         found = iter(totals)
         rest = [next(found) if p.requires_grad else None for p in (t0, t1, *ctx.params[2:])]
-        return (None, None, None, *(first_order(g, "recompute: true") for g in (*grads, *rest)))
+        return (None, None, None, *grads, *rest)
 
 
-def first_order(grad: Tensor | None, name: str) -> Tensor | None:
-    """Return a gradient that raises Incompatible when it is differentiated, instead of vanishing.
-
-    Arguments:
-        grad: A gradient that carries no graph.
-        name: Which method has no second derivative, for the sentence.
-    """
-    if grad is None or not torch.is_grad_enabled():
-        return grad
-    return _Refusal.apply(grad.detach().requires_grad_(), name)  # pyright: ignore
-
-
-class _Refusal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, grad: Tensor, name: str) -> Tensor:
-        ctx.name = name
-        return grad.view_as(grad)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> None:
-        raise Incompatible(
-            f"{ctx.name} gives first derivatives only, and this loss differentiates a gradient "
-            "again: use a fixed grid without recompute, or dopri5"
-        )
+ONLY_FIRST = (
+    "gives first derivatives only, and this loss differentiates a gradient again: use a fixed grid "
+    "without recompute, or dopri5"
+)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from flowzoo.errors import Incompatible
 from flowzoo.integrators import (
+    ONLY_FIRST,
     Evaluations,
     Field,
     Integrator,
@@ -18,7 +19,6 @@ from flowzoo.integrators import (
     State,
     Time,
     failures,
-    first_order,
 )
 
 Method: TypeAlias = Literal[
@@ -152,7 +152,6 @@ class Adjoint(Integrator):
         if not len(state[0]):
             return Solution(state, Evaluations())
         o, counted, times = self.options, _counted(field, self.options), _times(t0, t1, state[0])
-        state = tuple(_FirstOrder.apply(y) for y in state)  # pyright: ignore
         # torchdiffeq runs a solve with t1 < t0 in negated time, and forgets this option there.
         back = o.for_solve(times[0].detach() if t1 > t0 else -times[0].detach())
         del back["norm"]
@@ -166,19 +165,24 @@ class Adjoint(Integrator):
                 adjoint_params=tuple(p for p in params if p.requires_grad),
             )  # fmt: skip
         counted.turn_back()
-        return counted.solution(ends)
+        return counted.solution([_FirstOrder.apply(y) for y in ends])  # pyright: ignore
 
 
 class _FirstOrder(torch.autograd.Function):
-    """The identity, whose gradient refuses to be differentiated."""
+    """The identity behind a solve whose gradients carry no graph; refuses to be asked for one.
+
+    torchdiffeq's adjoint returns such gradients without a word, and a penalty on them would vanish.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor) -> Tensor:
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor | None:
-        return first_order(grads[0], "adjoint")
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        if torch.is_grad_enabled():
+            raise Incompatible(f"adjoint {ONLY_FIRST}")
+        return grads[0]
 
 
 @dataclass(frozen=True)

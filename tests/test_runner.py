@@ -33,7 +33,7 @@ from flowzoo.bench.progress import progress_text, watcher
 from flowzoo.bench.quantities import plugin_columns
 from flowzoo.bench.record import Record
 from flowzoo.bench.resources import Resources
-from flowzoo.bench.runner import RUNS, _devices, unrecorded
+from flowzoo.bench.runner import RUNS, unrecorded, usable_devices
 from flowzoo.bench.store import CURVE, FLOW, LOG, RECORD, Store, now, write_record
 from flowzoo.bench.tables import table
 from flowzoo.bench.trained import load_flow, load_trained
@@ -544,14 +544,14 @@ def test_wrong_arguments(tmp_path, arguments, expected):
         ("cuda:1", 2, ["cuda:1"]),
     ],
 )
-def test_devices(device, gpus, expected):
-    assert _devices(device, gpus) == expected
+def test_usable_devices(device, gpus, expected):
+    assert usable_devices(device, gpus) == expected
 
 
 @pytest.mark.parametrize(("device", "gpus"), [("cuda", 0), ("cuda:2", 2), ("tpu", 1), ("cpu:0", 1)])
 def test_devices_that_are_not_there(device, gpus):
     with pytest.raises(UserError, match="device"):
-        _devices(device, gpus)
+        usable_devices(device, gpus)
 
 
 def test_runs_go_beside_the_caller():
