@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
+
+from torch import Tensor
 
 if TYPE_CHECKING:
     from flowzoo.judge.subject import Subject
+
+Better: TypeAlias = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
@@ -27,14 +31,14 @@ class Measure:
     value: float
     error: float | None = None
     unit: str = ""
-    better: Literal["lower", "higher"] | None = None
+    better: Better | None = None
     parts: dict[str, float] = field(default_factory=dict)
     note: str = ""
 
     @property
     def finite(self) -> bool:
-        """Whether value and error are numbers."""
-        return math.isfinite(self.value) and (self.error is None or math.isfinite(self.error))
+        """Whether value, error and parts are numbers."""
+        return all(map(math.isfinite, (self.value, self.error or 0.0, *self.parts.values())))
 
 
 class Metric(ABC):
@@ -45,3 +49,55 @@ class Metric(ABC):
     @abstractmethod
     def measure(self, subject: Subject) -> dict[str, Measure]:
         """Return the numbers by name; empty where the metric does not apply to the subject."""
+
+
+def mean(
+    values: Tensor,
+    change: Tensor | None = None,
+    *,
+    unit: str = "",
+    better: Better | None = None,
+    parts: dict[str, float] | None = None,
+    note: str = "",
+) -> Measure:
+    r"""Return the mean of a quantity over n test points, with what is known of its error.
+
+    `sampling` is the standard error s / sqrt(n) of the mean; one point has none. `solver` bounds
+    the bias of the solve by a subsample of k points that was solved again: with changes c_i of mean
+    m and standard deviation s_c,
+
+        solver = |m| + s_c sqrt((1 - k / n) / k).
+
+    The second term is the standard error of m as an estimate of the mean change of all n points,
+    drawn without replacement: |m| alone is near zero, however large the changes are, where
+    they happen to cancel on the subsample. The error is sqrt(sampling^2 + solver^2).
+
+    Arguments:
+        values: The quantity at each test point (n,).
+        change: What the judge's solve gave less what the finer solve gave, on the subsample (k,);
+            None for a quantity that the solver has no part in.
+        unit: What it is measured in.
+        better: Which direction is better.
+        parts: What else belongs to the number.
+        note: How it was computed.
+    """
+    errors: dict[str, float] = {}
+    if (sampling := standard_error(values)) is not None:
+        errors["sampling"] = sampling
+    if change is not None:
+        errors["solver"] = _solver_error(change.double(), len(values))
+    error = None if sampling is None else math.hypot(*errors.values())
+    value = float(values.double().mean())
+    return Measure(value, error, unit, better, errors | (parts or {}), note)
+
+
+def standard_error(values: Tensor) -> float | None:
+    """Return s / sqrt(n) for n values; None for a single one."""
+    return float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else None
+
+
+def _solver_error(change: Tensor, n: int) -> float:
+    spread = 0.0
+    if len(change) < n:
+        spread = float(change.std()) * ((1 - len(change) / n) / len(change)) ** 0.5
+    return abs(float(change.mean())) + spread
