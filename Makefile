@@ -6,9 +6,7 @@ BIN := .venv/bin
 .PHONY: quickstart test lint types check clean
 
 quickstart: .venv/ready
-	$(BIN)/flowzoo run benchmarks/quickstart.yaml --jobs 2
-	$(BIN)/flowzoo table runs/quickstart
-	$(BIN)/flowzoo draw runs/quickstart
+	OMP_NUM_THREADS=1 $(BIN)/flowzoo run benchmarks/quickstart.yaml --jobs 2
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
