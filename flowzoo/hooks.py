@@ -116,13 +116,17 @@ class Manager(pluggy.PluginManager):
             said = " ".join(str(error).split())
             raise UserError(f"{component} is broken: {said}") from error
 
-    def notify(self, hook: str, **values: object) -> None:
-        """Tell every listener; one that raises is heard of in a warning, and then no longer."""
+    def notify(self, hook: str, **values: object) -> list[Any]:
+        """Tell every listener and return what they answer.
+
+        One that raises is heard of in a warning, and then no longer.
+        """
+        answers: list[Any] = []
         for implementation in reversed(getattr(self.hook, hook).get_hookimpls()):
             name, plugin = implementation.plugin_name, implementation.plugin
             others = [p for p in self.get_plugins() if p is not plugin]
             try:
-                self.subset_hook_caller(hook, others)(**values)
+                answers += self.subset_hook_caller(hook, others)(**values)
             except Exception as error:
                 said = f"{self._components[name]} is ignored from here on: {hook} raised"
                 failure = UserError(f"{said} {reason(error)}")
@@ -130,6 +134,7 @@ class Manager(pluggy.PluginManager):
                 self.failures.append(broken(self._components[name], failure))
                 self.unregister(name=name)
                 warnings.warn(str(failure), stacklevel=2)
+        return answers
 
 
 def plugin_manager(registry: Registry) -> Manager:

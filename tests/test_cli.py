@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from flowzoo.cli import COMMANDS, cli, main
 from flowzoo.recipes import load_recipes
@@ -216,13 +218,9 @@ def test_a_mistake_is_one_sentence(flowzoo, here, arguments, expected):
     rows = np.random.default_rng(0).normal(size=(100, 2))
     rows[4, 1] = np.nan
     np.savetxt(here / "nan.csv", rows, delimiter=",")
-    (line,) = refusal(flowzoo(*arguments.replace(":", ": ").split(" ")) if "{" not in arguments
-                      else flowzoo(*_spec_arguments(arguments)))  # fmt: skip
+    words = [re.sub("[:,]", r"\g<0> ", w) if "{" in w else w for w in arguments.split()]
+    (line,) = refusal(flowzoo(*words))
     assert re.search(expected.replace("?", r"\?"), line), line
-
-
-def _spec_arguments(text):
-    return [word.replace(":", ": ").replace(",", ", ") for word in text.split()]
 
 
 def test_all_mistakes_of_a_matrix_are_said_at_once(flowzoo, here):
@@ -312,13 +310,14 @@ def test_samples_go_to_files_or_to_the_terminal(flowzoo, here):
 def test_damaged_folders_are_refused_or_made_anew(flowzoo, here):
     fit = ("fit", "flow-matching", GAUSSIAN, "--out", "f", "--steps", 2, *TINY)
     flowzoo(*fit)
-    weights = (here / "f" / "flow.safetensors").read_bytes()
-    (here / "f" / "flow.safetensors").write_bytes(weights[:100])
+    path = here / "f" / "flow.safetensors"
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    path.write_bytes(path.read_bytes()[:100])
     for command in ("sample", "score"):
         (line,) = refusal(flowzoo(command, "f"))
         assert "holds no trained flow: it has no flow.safetensors, or a damaged one" in line
     assert flowzoo(*fit).code == 0
-    assert (here / "f" / "flow.safetensors").read_bytes() == weights
+    torch.testing.assert_close(load_file(path), weights, rtol=0, atol=0)
     (here / "f" / "cell.yaml").write_text("42\n")
     (line,) = refusal(flowzoo("sample", "f"))
     assert "cell.yaml describes no cell" in line
@@ -326,10 +325,12 @@ def test_damaged_folders_are_refused_or_made_anew(flowzoo, here):
 
 def test_a_user_s_table_is_standardised_and_scored_in_its_own_units(flowzoo, here):
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(400, 2)) * [100.0, 0.01] + [1000.0, 0.0]
+    rows = rng.normal(size=(400, 2)) * np.array([100.0, 0.01]) + np.array([1000.0, 0.0])
     with open(here / "mine.csv", "w", newline="") as file:
         csv.writer(file).writerows([["mass", "width"], *rows.tolist()])
-    assert flowzoo("fit", "flow-matching", "mine.csv", "--out", "f", "--steps", 100, *TINY).code == 0
+    assert (
+        flowzoo("fit", "flow-matching", "mine.csv", "--out", "f", "--steps", 100, *TINY).code == 0
+    )
     record = json.loads((here / "f" / "record.json").read_text())
     nll = record["metrics"]["nll"]["value"]
     assert record["dataset"]["standardised"]["mean"][0] == pytest.approx(1000, rel=0.05)
@@ -337,11 +338,11 @@ def test_a_user_s_table_is_standardised_and_scored_in_its_own_units(flowzoo, her
     assert nll == pytest.approx(entropy, abs=0.6)
     assert json.loads(flowzoo("score", "f", "--json").out)["nll"]["value"] == nll
     # On a file of other rows: the flow's own scale, not the file's, and the same law.
-    np.save(here / "other.npy", rows[:200] + [50.0, 0.0])
+    np.save(here / "other.npy", rows[:200] + np.array([50.0, 0.0]))
     moved = json.loads(flowzoo("score", "f", "other.npy", "-m", "nll", "--json").out)["nll"]
     assert moved["value"] > nll
     sample = np.loadtxt(flowzoo("sample", "f", "-n", 500).out.splitlines(), delimiter=",")
-    np.testing.assert_allclose(sample.mean(0), [1000, 0], atol=[40, 0.004])
+    np.testing.assert_allclose((sample.mean(0) - [1000, 0]) / [100, 0.01], 0, atol=0.5)
 
 
 # Runs
@@ -353,7 +354,6 @@ flows:
   - {{recipe: flow-matching, set: {{budget.steps: 10}}}}
   - {{recipe: ot-flow, set: {{budget.steps: 3}}}}
   - {{recipe: flow-matching, as: by-slq, set: {{flow.trace: slq}}}}
-  - {{recipe: ffjord, as: with-hjb, set: {{objective.regularizers: [hjb]}}}}
 data: [{GAUSSIAN}]
 training: {{batch_size: 50, validate_every: 5}}
 metrics: [nll, transport]
@@ -388,17 +388,16 @@ def test_run_ends_with_table_and_pictures(done):
     folder, said = done
     assert said.code == 0, said.err
     assert re.search(r"│ flow-matching +│ +\d\.\d+ ± \d\.\d+ . +│", said.out)
-    assert "*: best." in said.out
+    assert "*: best." in " ".join(said.out.split())
     assert len(re.findall(r"\d \*", said.out)) == 1
     assert "Bold" not in said.out
     assert "skipped   [a]" in said.out
     assert "[a] skipped: flow: SLQ needs symmetric of the velocity" in said.out
-    assert re.search(r"\[b\] skipped: .*HJB needs phi_t", said.out)
     for name in re.findall(r"^picture: (.*)$", said.out, re.MULTILINE):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
     assert {"densities.png", "curves.png"} <= {p.name for p in (folder / "runs/tiny").iterdir()}
     assert "the run is in runs/tiny" in said.out
-    assert "4/4" in said.err
+    assert "3/3" in said.err
     assert "\x1b" not in said.out + said.err
 
 
@@ -406,15 +405,15 @@ def test_the_same_command_does_nothing_more(flowzoo, run):
     before = {p: c for p, c in everything(run).items() if p.parent != run}
     said = flowzoo("run", "tiny.yaml", "--device", "cpu", "--json")
     assert said.code == 0
-    assert sorted(r["state"] for r in json.loads(said.out)) == ["ok", "ok", "skipped", "skipped"]
+    assert sorted(r["state"] for r in json.loads(said.out)) == ["ok", "ok", "skipped"]
     assert {p: c for p, c in everything(run).items() if p.parent != run} == before
     states = [row["state"] for row in json.loads(flowzoo("plan", "tiny.yaml", "--json").out)]
-    assert states == ["ok", "ok", "skipped", "skipped"]
+    assert states == ["ok", "ok", "skipped"]
 
 
 def test_status_and_tables(flowzoo, run):
     said = flowzoo("status", run)
-    assert said.out.startswith("Tiny: 2 ok, 2 skipped\n")
+    assert said.out.startswith("Tiny: 2 ok, 1 skipped\n")
     assert "SLQ needs" in said.out
     assert max(map(len, said.out.splitlines())) <= 80
     records = json.loads(flowzoo("status", run, "--json").out)
@@ -428,10 +427,12 @@ def test_status_and_tables(flowzoo, run):
     assert {r["row"]: float(r["value"]) for r in rows if r["row"] in nll} == pytest.approx(nll)
     assert re.search(rf"\| {best} +\| \*\*\d", flowzoo("table", run, "--format", "markdown").out)
     assert rf"{best} & $\mathbf{{" in flowzoo("table", run, "--format", "latex").out
-    assert "wrote table.tex" in flowzoo(
-        "table", run, "--format", "latex", "--out", "table.tex").err  # fmt: skip
+    wrote = flowzoo("table", run, "--format", "latex", "--out", "table.tex")
+    assert wrote.err == "wrote table.tex\n"
     assert Path("table.tex").read_text().startswith("\\begin{table}")
-    assert "transport (squared units)" in flowzoo("table", run, "--columns", "metric").out
+    assert {"NLL", "transport", "training"} <= set(
+        flowzoo("table", run, "--columns", "metric").out.split()
+    )
     one = flowzoo("table", run, "--flow", "ot-flow").out
     assert "ot-flow" in one
     assert "flow-matching" not in one
@@ -478,10 +479,11 @@ def test_a_cell_that_fails_ends_the_command_with_1(flowzoo, here):
     )
     said = flowzoo("run", "m.yaml", "--device", "cpu")
     assert said.code == 1
-    assert "[a] diverged: the loss is nan at step 3" in " ".join(said.out.split())
+    assert re.search(r"\[a\] diverged: .*the loss is nan at step 3", " ".join(said.out.split()))
     fit = ("fit", "affine", "blob", "--recipes", "mine.yaml", "--plugin", "fakes.py", "--out", "f")
     said = flowzoo(*fit, "--set", "flow.fate=diverge")
-    assert (said.code, said.err.splitlines()[-1]) == (1, "diverged: the loss is nan at step 3")
+    assert said.code == 1
+    assert re.search("^diverged: .*the loss is nan at step 3$", said.err, re.MULTILINE)
 
 
 def test_every_command_is_a_command():

@@ -106,6 +106,23 @@ def test_a_listener_that_raises_is_dropped_and_the_others_still_hear():
     assert [f.error for f in manager.failures] == [said]
 
 
+def test_one_that_cannot_answer_does_not_silence_the_others():
+    manager = plugin_manager(Registry())
+
+    class Bad:
+        def flowzoo_table_columns(self):
+            raise ValueError("no")
+
+    class Good:
+        def flowzoo_table_columns(self):
+            return {"one": len}
+
+    manager.add(Component("hooks", "good", "x", "good 1.0"), Good())
+    manager.add(Component("hooks", "bad", "x", "bad 1.0"), Bad())
+    with pytest.warns(UserWarning, match="'bad' of bad 1.0 is ignored from here on"):
+        assert manager.notify("flowzoo_table_columns") == [{"one": len}]
+
+
 def test_a_local_file_listens():
     registry = Registry.installed().with_files([THIRD_PARTY / "one_file_plugin.py"])
     manager = plugin_manager(registry)

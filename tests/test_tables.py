@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from flowzoo.bench.record import STATES, Record
-from flowzoo.bench.render import RENDERERS, escape, latex, markdown, terminal
+from flowzoo.bench.render import RENDERERS, escape, latex, markdown, plain, terminal
 from flowzoo.bench.statistics import Summary, printed, summarise, tied
 from flowzoo.bench.tables import REFERENCES, states, table
 from flowzoo.errors import UserError
@@ -302,5 +302,30 @@ def test_terminal(made):
     console = Console(width=100, record=True, file=io.StringIO())
     console.print(terminal(made))
     said = console.export_text()
-    for part in ("NLL (nats) ↓", "-0.500 ± 0.010", "failed [a]", "[a] failed: 50%_of"):
+    for part in ("NLL (nats) ↓", "-0.500 ± 0.010 *", "failed   [a]", "[a] failed: 50%_of"):
         assert part in said
+    assert "*: best" in said
+    assert "Bold" not in said
+
+
+@pytest.mark.parametrize("width", [None, 24, 60, 200])
+def test_numbers_are_whole_on_every_terminal(made, width):
+    said = plain(made, width and Console(width=width, file=io.StringIO()))
+    lines = said.splitlines()
+    assert any("-0.500 ± 0.010 *" in line for line in lines)
+    assert all(line == line.rstrip() and "…" not in line for line in lines)
+    assert "\x1b" not in said
+    if width != 24:
+        assert max(map(len, lines)) <= (width or 80)
+
+
+@pytest.mark.parametrize("width", range(60, 100, 8))
+def test_labels_make_room_for_numbers(width):
+    labels = ["one flow [trace=exact]", "another flow [trace=hutchinson]"]
+    records = [record(flow, data, nll=nll) for flow, nll in zip(labels, (1.0, 2.0), strict=True)
+               for data in ("moons", "8gaussians")]  # fmt: skip
+    lines = plain(table(records), Console(width=width, file=io.StringIO())).splitlines()
+    assert max(map(len, lines)) <= width
+    for label, number in zip(labels, ("1.000 ± 0.010 *", "2.000 ± 0.010"), strict=True):
+        (line,) = [line for line in lines if f"│ {label.split()[0]} " in line]
+        assert line.count(number) == 2

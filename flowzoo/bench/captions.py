@@ -13,6 +13,7 @@ from flowzoo.bench.statistics import TIE_RULE
 if TYPE_CHECKING:
     from flowzoo.bench.tables import Entry
 
+BEST, STAR = "Bold: best", "*: best"  # the latter where letters are all alike
 _LIMITS = {"steps": "steps", "samples": "training points", "nfe": "evaluations of the field"}
 
 
@@ -24,7 +25,7 @@ def caption(
     sentences = [_what(quantities), _seeds(records, entries), _budgets(records)]
     notes = [f"{q.title} judged with {q.note}." for q in quantities if q.note]
     if any(entry.best for entry in entries):
-        sentences.append("Bold: best.")
+        sentences.append(f"{BEST}.")
     if any(entry.tied for entry in entries):
         sentences.append(f"≈: tied with the best, that is, {TIE_RULE}.")
     return " ".join(filter(None, [*sentences[:3], *notes, *sentences[3:]]))

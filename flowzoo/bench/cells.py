@@ -13,6 +13,7 @@ from typing import Any
 
 from flowzoo.bench.resources import Resources
 from flowzoo.build import build_dataclass, parts, plain
+from flowzoo.errors import UserError
 from flowzoo.registry import Registry, fingerprint, frame_fingerprint
 from flowzoo.settings import Budget, Training
 
@@ -144,8 +145,12 @@ def read_cell(folder: Path) -> Cell:
     """Return the cell that a folder holds.
 
     Raises:
-        UserError: There is no `cell.yaml` in it.
+        UserError: There is no `cell.yaml` in it, or something else.
     """
     from flowzoo.recipes import load_yaml
 
-    return Cell.from_mapping(load_yaml(folder / "cell.yaml"))
+    content = load_yaml(folder / "cell.yaml")
+    try:
+        return Cell.from_mapping(content)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / 'cell.yaml'} describes no cell; remove {folder}") from error

@@ -137,8 +137,9 @@ class _Reader:
         """Yield the flows, with the matrix's settings and their own `set` merged in."""
         try:
             recipes = load_recipes(*(self.base / f for f in given.get("recipes", [])))
-        except Problems as error:
-            self.found += error.problems
+        except UserError as error:
+            own = Problem("recipes", str(error), str(self.path))
+            self.found += error.problems if isinstance(error, Problems) else [own]
             return
         for i, entry in enumerate(given.get("flows", [])):
             path, entry = f"flows.{i}", {"recipe": entry} if isinstance(entry, str) else entry

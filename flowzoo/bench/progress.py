@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 from rich.text import Text
 
 from flowzoo.bench.cells import Cell
@@ -61,12 +62,14 @@ class Bars(Observer):
     """
 
     def __init__(self, console: Console) -> None:
+        rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what the others leave
         self.bars = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[said]}", markup=False),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[said]}", markup=False, table_column=rest),
             TimeElapsedColumn(),
             console=console,
+            expand=True,
         )
         self.tasks: dict[str, TaskID] = {}
         self.total: TaskID | None = None

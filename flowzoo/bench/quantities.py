@@ -86,8 +86,8 @@ def plugin_columns(registry: Registry) -> dict[str, Column]:
     """Return the columns that plugins add to tables, by title (hook `flowzoo_table_columns`)."""
     from flowzoo.hooks import plugin_manager
 
-    offers = plugin_manager(registry).hook.flowzoo_table_columns()
-    return {title: column for offer in reversed(offers) for title, column in offer.items()}
+    offers = plugin_manager(registry).notify("flowzoo_table_columns")
+    return {title: column for offer in offers for title, column in offer.items()}
 
 
 def measured(

@@ -5,14 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from flowzoo.bench.captions import BEST, STAR
 from flowzoo.bench.files import finite
 from flowzoo.bench.tables import Entry, Table
 
 if TYPE_CHECKING:
-    from rich.console import Group
+    from rich.console import Console, Group
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -47,18 +49,54 @@ def terminal(table: Table) -> Group:
     from rich.table import Table as Grid
     from rich.text import Text
 
-    grid = Grid(header_style="bold", pad_edge=False)
+    grid = Grid(header_style="bold")
     grid.add_column(Text(table.corner))
-    for column in table.columns:
-        grid.add_column(Text(column), justify="right", no_wrap=True)
+    columns = [
+        _aligned([line.entries[j] for line in table.lines]) for j in range(len(table.columns))
+    ]
+    for title, texts in zip(table.columns, columns, strict=True):
+        width = max(map(len, [*title.split(), *texts]), default=1)
+        grid.add_column(Text(title), width=width)  # titles may be wrapped, numbers may not
     for i, line in enumerate(table.lines):
         if line.reference and i and not table.lines[i - 1].reference:
             grid.add_section()
-        entries = [Text(_plain(entry), "bold" if entry.best else "") for entry in line.entries]
-        grid.add_row(Text(line.label), *entries)
+        styles = ["bold" if entry.best else "" for entry in line.entries]
+        texts = [column[i] for column in columns]
+        grid.add_row(Text(line.label), *map(Text, texts, styles))
     notes = "\n".join(f"[{mark}] {text}" for mark, text in table.footnotes.items())
-    below = [Padding(Text(text), (1, 0, 0, 0)) for text in (table.caption, notes) if text]
+    caption = table.caption.replace(BEST, STAR)
+    below = [Padding(Text(text), (1, 0, 0, 0)) for text in (caption, notes) if text]
     return Group(grid, *below)
+
+
+def plain(table: Table, console: Console | None = None) -> str:
+    """Return a table as a terminal shows it, no number cut; without `console`, for a file or pipe.
+
+    Arguments:
+        table: The table.
+        console: The terminal, which is made wider where it is too narrow for the numbers.
+    """
+    from rich.console import Console
+
+    shown, tty = terminal(table), console is not None
+    console = console or Console(width=80, force_terminal=False, color_system=None)
+    wide = console.measure(shown.renderables[0], options=console.options.update(width=1000))
+    console.width = max(console.width, wide.minimum if tty else wide.maximum)
+    with console.capture() as capture:
+        console.print(shown)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
+
+def _aligned(entries: Sequence[Entry]) -> list[str]:
+    """Return a column as text: numbers end in one place, marks follow."""
+    parts = [_parts(entry) for entry in entries]
+    numbers = [number for number, _, _ in parts]
+    marks = [
+        f" {'*' if entry.best else tie or ' '}{f' [{notes}]' if notes else ''}".rstrip()
+        for entry, (_, tie, notes) in zip(entries, parts, strict=True)
+    ]
+    left, right = (max(map(len, texts), default=0) for texts in (numbers, marks))
+    return [f"{n:>{left}}{m:<{right}}" for n, m in zip(numbers, marks, strict=True)]
 
 
 def markdown(table: Table) -> str:
@@ -125,11 +163,6 @@ def _parts(entry: Entry) -> tuple[str, str, str]:
     """Return number, mark of a tie, marks of footnotes."""
     number = f"{entry.text} ± {entry.spread}" if entry.spread else entry.text
     return number, "≈" if entry.tied else "", ",".join(entry.notes)
-
-
-def _plain(entry: Entry) -> str:
-    number, tie, notes = _parts(entry)
-    return " ".join(filter(None, (number, tie, f"[{notes}]" if notes else "")))
 
 
 def _markdown(entry: Entry) -> str:

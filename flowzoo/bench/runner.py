@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,12 +59,14 @@ def run(
     rerun = _checked(jobs, rerun)
     store = Store(out if out is not None else RUNS / matrix.name)
     planned = store.plan(matrix)
+    # Before the list is made: what another runner finishes from here on is seen to have changed.
+    seen = {cell.folder: store.record(cell).finished for cell in planned}
     todo = store.missing(rerun)
     observer = observer or Observer()
     if todo:
         gpus = check(matrix, {cell.data for cell in todo}).gpus
-        devices = _devices(device, gpus)
-        work = _Run(store, todo, observer)
+        devices = usable_devices(device, gpus)
+        work = _Run(store, todo, seen, observer)
         observer.begin(planned, todo)
         interrupted = True
         try:
@@ -85,8 +87,12 @@ def _checked(jobs: int, rerun: Iterable[str]) -> tuple[str, ...]:
     return rerun
 
 
-def _devices(device: str, gpus: int) -> list[str]:
-    """Return the devices that cells share."""
+def usable_devices(device: str, gpus: int) -> list[str]:
+    """Return the devices that cells share, out of the CPU and so many CUDA devices.
+
+    Raises:
+        UserError: What is asked for does not exist.
+    """
     kind, _, index = device.partition(":")
     if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
         raise UserError(f"unknown device '{device}'; use auto, cpu, cuda, or one such as cuda:1")
@@ -102,10 +108,11 @@ def _devices(device: str, gpus: int) -> list[str]:
 class _Run:
     """One runner's work on a store: claims, processes, records."""
 
-    def __init__(self, store: Store, todo: Sequence[Cell], observer: Observer) -> None:
-        self.store, self.todo, self.observer = store, todo, observer
+    def __init__(
+        self, store: Store, todo: Sequence[Cell], seen: Mapping[str, str], observer: Observer
+    ) -> None:
+        self.store, self.todo, self.seen, self.observer = store, todo, seen, observer
         self.claims: dict[str, tuple[Cell, Claim]] = {}
-        self.seen = {cell.folder: store.record(cell).finished for cell in todo}
         self.beaten = time.monotonic()
 
     def all(self, launcher: Launcher, devices: Sequence[str]) -> None:

@@ -132,7 +132,8 @@ class _Maker:
             if axis not in (rows, columns) and len(values) > 1:
                 shown = ", ".join(map(str, values))
                 raise UserError(
-                    f"entries would mix several: choose the axis '{axis}' or one of {shown}"
+                    f"every entry would mix several of {axis} ({shown}); choose the axis '{axis}' "
+                    "or show one of them"
                 )
 
     def table(self) -> Table:

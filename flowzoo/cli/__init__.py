@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import Any, NoReturn
 
 import click
 
-from flowzoo.errors import FlowzooError
+from flowzoo.cli.options import keep_examples
+from flowzoo.errors import FlowzooError, UserError
 
 COMMANDS = {
     "list": "components",
@@ -23,7 +25,7 @@ COMMANDS = {
     "status": "matrices",
     "table": "matrices",
     "draw": "matrices",
-    "fit": "flows",
+    "fit": "fit",
     "sample": "flows",
     "score": "flows",
 }
@@ -31,6 +33,10 @@ COMMANDS = {
 
 class Commands(click.Group):
     """A group whose commands are imported one by one, and which takes more from plugins."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.help = keep_examples(self.help)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the built-in commands, then those of plugins."""
@@ -51,11 +57,12 @@ class Commands(click.Group):
             from flowzoo.registry import suggest
 
             names = self.list_commands(ctx)
-            raise click.UsageError(f"unknown command '{args[0]}'{suggest(args[0], names)}")
+            raise UserError(f"unknown command '{args[0]}'{suggest(args[0], names, 'commands')}")
         return super().resolve_command(ctx, args)
 
 
 def _extra() -> dict[str, click.Command]:
+    """Return the commands of plugins; one that cannot say its commands has none."""
     from flowzoo.registry.component import HOOKS, entry_points
 
     if not any(entry_points(HOOKS)):
@@ -63,24 +70,30 @@ def _extra() -> dict[str, click.Command]:
     from flowzoo.hooks import plugin_manager
     from flowzoo.registry import Registry
 
-    found = plugin_manager(Registry.installed()).hook.flowzoo_commands()
+    found = plugin_manager(Registry.installed()).notify("flowzoo_commands")
     return {str(command.name): command for commands in found for command in commands}
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    invoke_without_command=True,
+)
 @click.version_option(package_name="flowzoo")
-def cli() -> None:
-    r"""Compare flow-based generative models honestly.
+@click.pass_context
+def cli(ctx: click.Context) -> None:
+    """Compare flow-based generative models honestly.
 
-    \b
     Examples:
       flowzoo list                              what there is
-      flowzoo show ot-flow                      a recipe or a component, with its options
+      flowzoo show ot-flow                      a recipe or component, its options
       flowzoo plan benchmarks/quickstart.yaml   what a matrix would run
-      flowzoo run benchmarks/quickstart.yaml    run it; the same command resumes it
+      flowzoo run benchmarks/quickstart.yaml    run it; run again, it goes on
       flowzoo table runs/quickstart             the comparison table
       flowzoo fit ot-flow moons --out my-flow   train one flow
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())
 
 
 def main() -> None:
@@ -88,16 +101,29 @@ def main() -> None:
     try:
         code = cli.main(standalone_mode=False)
     except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except click.Abort:
+        _refuse(_sentence(error))
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except FlowzooError as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+        _refuse(str(error))
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    sys.exit(code if isinstance(code, int) else 0)
+    except OSError as error:
+        _refuse(f"cannot use {error.filename}: {error.strerror}" if error.filename else str(error))
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _refuse(said: str) -> NoReturn:
+    """Print what is wrong, one line for each thing, and exit."""
+    for line in said.splitlines():
+        click.echo(f"error: {line}", err=True)
+    sys.exit(2)
+
+
+def _sentence(error: click.ClickException) -> str:
+    """Return what click says of wrong arguments, with where to read about them."""
+    context = getattr(error, "ctx", None)
+    said = " ".join(error.format_message().split())
+    return f"{said.rstrip('.')}; see {context.command_path} --help" if context else said

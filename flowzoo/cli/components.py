@@ -2,71 +2,76 @@
 
 from __future__ import annotations
 
+import ast
+import difflib
+import inspect
 import json
+import shutil
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
-from flowzoo.cli.options import json_option, plugin_option
+from flowzoo.cli.options import Command, json_option, plugin_option
+from flowzoo.errors import UserError
 from flowzoo.recipes import Recipe, load_recipes
 from flowzoo.registry import Component, Registry, suggest
 
 
-@click.command("list")
+@click.command("list", cls=Command)
 @click.argument("kind", required=False)
 @plugin_option
 @json_option
 def list_command(kind: str | None, plugins: tuple[Path, ...], as_json: bool) -> None:
-    r"""List the components, or those of one KIND; `recipe` lists the recipes.
+    """List the components, or those of one KIND.
 
-    \b
+    The kind `recipe` lists the recipes.
+
     Examples:
       flowzoo list
       flowzoo list trace
       flowzoo list recipe
       flowzoo list dataset --json
     """
-    registry = Registry.installed().with_files(plugins) if plugins else Registry.installed()
+    registry = Registry.installed().with_files(plugins)
     kinds = [*registry.kinds(), "recipe"]
     if kind is not None and kind not in kinds:
-        raise click.UsageError(f"unknown kind '{kind}'{suggest(kind, kinds)}")
-    rows = [] if kind == "recipe" else [_row(c) for c in registry.components(kind)]
+        raise UserError(f"unknown kind '{kind}'{suggest(kind, kinds, 'kinds')}")
+    rows = [] if kind == "recipe" else [_row(c, registry) for c in registry.components(kind)]
     if kind in (None, "recipe"):
         rows += [_recipe_row(recipe) for recipe in load_recipes().values()]
     if as_json:
         click.echo(json.dumps(rows, indent=2))
     elif kind is None:
         for each in kinds:
-            names = ", ".join(row["name"] + _mark(row) for row in rows if row["kind"] == each)
+            names = ", ".join(_name(row) for row in rows if row["kind"] == each)
             click.echo(_paragraph(each, names))
     else:
         for row in rows:
             about = row["error"] or row["about"]
-            click.echo(_paragraph(row["name"] + _mark(row), f"{about} [{row['origin']}]", 24))
+            click.echo(_paragraph(_name(row, False), f"{about} [{row['origin']}]", 24))
 
 
-@click.command("show")
+@click.command("show", cls=Command)
 @click.argument("name")
 @plugin_option
 @json_option
 def show_command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
-    r"""Show a recipe or a component by NAME, or one as KIND/NAME.
+    """Show a recipe or a component by NAME, or one as KIND/NAME.
 
-    \b
     Examples:
       flowzoo show ot-flow
       flowzoo show trace/hutchinson
       flowzoo show moons
     """
-    registry = Registry.installed().with_files(plugins) if plugins else Registry.installed()
+    registry = Registry.installed().with_files(plugins)
     kind, _, short = name.rpartition("/")
     recipes = load_recipes() if kind in ("", "recipe") else {}
     found = [c for c in registry.components() if c.name == short and kind in ("", c.kind)]
     if not found and short not in recipes:
-        names = sorted({*recipes, *(c.name for c in registry.components())})
-        raise click.UsageError(f"unknown name '{name}'{suggest(short, names)}")
+        raise UserError(_unknown(kind, short, registry, recipes))
     shown: list[dict[str, Any]] = []
     if short in recipes:
         shown.append({"kind": "recipe", **asdict(recipes[short])})
@@ -77,20 +82,19 @@ def show_command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
     click.echo("\n\n".join(_page(each) for each in shown))
 
 
-@click.command("plugins")
+@click.command("plugins", cls=Command)
 @plugin_option
 @json_option
 def plugins_command(plugins: tuple[Path, ...], as_json: bool) -> None:
-    r"""List the packages and files that offer components, and which of them are broken.
+    """List who offers components, and which are broken.
 
     Every component is imported to find out. Exit code 1 if one is broken.
 
-    \b
     Examples:
       flowzoo plugins
       flowzoo plugins --plugin my_idea.py --json
     """
-    registry = Registry.installed().with_files(plugins) if plugins else Registry.installed()
+    registry = Registry.installed().with_files(plugins)
     from flowzoo.hooks import hook_failures
 
     rows = [asdict(component) for component in registry.load_all()]
@@ -101,18 +105,19 @@ def plugins_command(plugins: tuple[Path, ...], as_json: bool) -> None:
         for origin in dict.fromkeys(row["origin"] for row in rows):
             mine = [row for row in rows if row["origin"] == origin]
             bad = [row for row in mine if row["state"] != "ok"]
-            click.echo(f"{origin}: {len(mine)} components, {len(bad)} broken")
+            click.echo(f"{origin}: {len(mine) - len(bad)} ok, {len(bad)} broken")
             for row in bad:
-                click.echo(f"  {row['kind']}/{row['name']} ({row['state']}): {row['error']}")
+                said = f"  {row['kind']}/{row['name']} ({row['state']}): {row['error']}"
+                click.echo(_filled(said, 4))
     if any(row["state"] != "ok" for row in rows):
         raise SystemExit(1)
 
 
-def _row(component: Component) -> dict[str, str]:
+def _row(component: Component, registry: Registry) -> dict[str, str]:
     return {
         "kind": component.kind,
         "name": component.name,
-        "about": summary(component),
+        "about": summary(component, registry.loaded(component)),
         "origin": component.origin,
         "state": component.state,
         "error": component.error or "",
@@ -125,33 +130,53 @@ def _recipe_row(recipe: Recipe) -> dict[str, str]:
             "state": "ok", "error": ""}  # fmt: skip
 
 
-def _mark(row: dict[str, Any]) -> str:
-    return "" if row["state"] == "ok" else f" ({row['state']})"
+def _unknown(kind: str, name: str, registry: Registry, recipes: dict[str, Recipe]) -> str:
+    """Return the sentence for a name that nothing has."""
+    if kind:
+        known = [*recipes] if kind == "recipe" else registry.names(kind)
+        return f"unknown {kind} '{name}'{suggest(name, known)}"
+    close = difflib.get_close_matches(name, [*recipes, *(c.name for c in registry.components())], 1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"unknown name '{name}'; {hint}`flowzoo list` shows all names"
+
+
+def _name(row: dict[str, Any], origin: bool = True) -> str:
+    """Return a row's name, with its state where that is not ok and its origin where foreign."""
+    strange = origin and not row["origin"].startswith(("flowzoo ", "registry.yaml"))
+    marks = [row["state"]] * (row["state"] != "ok") + [row["origin"]] * strange
+    return f"{row['name']} ({', '.join(marks)})" if marks else row["name"]
 
 
 def _paragraph(head: str, text: str, width: int = 14) -> str:
-    return click.wrap_text(f"{head:<{width}} {text}", 100, "", " " * (width + 1))
+    return _filled(f"{head:<{width}} {text}", width + 1)
 
 
-def summary(component: Component) -> str:
-    """Return the first line of a component's docstring, read from its source without importing."""
-    import ast
+def _filled(text: str, indent: int) -> str:
+    """Return a paragraph as wide as the terminal, but no wider than one likes to read."""
+    wide = min(shutil.get_terminal_size().columns, 100)
+    lines = textwrap.wrap(text, wide, subsequent_indent=" " * indent, break_on_hyphens=False)
+    return "\n".join(lines)
 
+
+def summary(component: Component, cls: type | None = None) -> str:
+    """Return the first line of a component's docstring; from its source where it is not loaded."""
     from flowzoo.registry.source import parse
 
+    if cls is not None:
+        return (inspect.getdoc(cls) or "").partition("\n")[0]
     module, _, name = component.target.rpartition(":")
     parsed = parse(module)
     node = parsed.nodes.get(name) if parsed else None
     doc = ast.get_docstring(node) if isinstance(node, ast.ClassDef) else None
-    return doc.splitlines()[0] if doc else ""
+    return (doc or "").partition("\n")[0]
 
 
 def _described(registry: Registry, component: Component) -> dict[str, Any]:
     from flowzoo.build import describe
+    from flowzoo.registry.reader import SUPPLIED
 
     cls = registry.load(component.kind, component.name)
-    import inspect
-
+    given = SUPPLIED if component.kind != "dataset" else ()
     return {
         "kind": component.kind,
         "name": component.name,
@@ -159,7 +184,12 @@ def _described(registry: Registry, component: Component) -> dict[str, Any]:
         "target": component.target,
         "about": inspect.getdoc(cls) or "",
         "options": [
-            {"name": o.name, "type": o.type, "default": o.default_text, "about": o.help}
+            {
+                "name": o.name,
+                "type": o.type,
+                "default": "from the data" if o.name in given else o.default_text,
+                "about": o.help,
+            }
             for o in describe(cls)
         ],
     }
@@ -170,7 +200,8 @@ def _page(shown: dict[str, Any]) -> str:
         import yaml
 
         body = {k: v for k, v in shown.items() if k not in ("kind", "name", "source") and v}
-        return f"recipe {shown['name']}\n\n" + yaml.safe_dump(body, sort_keys=False, width=96)
+        text = yaml.safe_dump(body, sort_keys=False, allow_unicode=True, width=78)
+        return f"recipe {shown['name']}\n\n{text.rstrip()}"
     head = f"{shown['kind']} {shown['name']}   [{shown['origin']}, {shown['target']}]"
     return f"{head}\n\n{shown['about']}\n\n" + _options(shown["options"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -12,26 +13,29 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowzoo.cli.options import json_option
+from flowzoo.cli.options import Command, count_type, json_option
+from flowzoo.errors import UserError
 
 if TYPE_CHECKING:
-    from flowzoo.bench import Matrix, Record
+    from flowzoo.bench import Matrix, Record, Store
+    from flowzoo.bench.tables import Table
+    from flowzoo.registry import Registry
 
 matrix_argument = click.argument("matrix", type=click.Path(path_type=Path))
 run_argument = click.argument("run", type=click.Path(path_type=Path))
 FORMATS = ("terminal", "markdown", "latex", "csv", "json")
 
 
-@click.command("plan")
+@click.command("plan", cls=Command)
 @matrix_argument
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
 @json_option
 def plan_command(matrix: Path, out: Path | None, as_json: bool) -> None:
-    r"""Say what a MATRIX file would run: its cells, and which of them have a result.
+    """Say what a MATRIX file would run.
 
-    Checks everything that can be checked without importing torch; runs nothing.
+    Lists its cells, and which of them have a result. Checks everything that can be checked
+    without importing torch; runs nothing.
 
-    \b
     Examples:
       flowzoo plan benchmarks/quickstart.yaml
       flowzoo plan my.yaml --json
@@ -48,12 +52,16 @@ def plan_command(matrix: Path, out: Path | None, as_json: bool) -> None:
     shown = [[row["flow"], row["data"], row["seed"], row["budget"], row["state"]] for row in rows]
     click.echo(f"{plan.title}: {len(rows)} cells, {_count(row['state'] for row in rows)}\n")
     click.echo(tabulate(shown, ["flow", "data", "seed", "budget", "state"], disable_numparse=True))
+    for why in dict.fromkeys(row["skip"] for row in rows if row["skip"]):
+        click.echo(f"\nskipped: {why}")
 
 
-@click.command("run")
+@click.command("run", cls=Command)
 @matrix_argument
 @click.option("--out", type=click.Path(path_type=Path), help="The run's folder [runs/NAME].")
-@click.option("--jobs", "-j", default=1, show_default=True, help="Cells at a time.")
+@click.option(
+    "--jobs", "-j", type=count_type, default=1, show_default=True, help="Cells at a time."
+)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 @click.option("--rerun", multiple=True, metavar="STATE", help="Run cells of this state again; "
               "`stale` means code or data changed. May be repeated.")  # fmt: skip
@@ -61,12 +69,11 @@ def plan_command(matrix: Path, out: Path | None, as_json: bool) -> None:
 def run_command(
     matrix: Path, out: Path | None, jobs: int, device: str, rerun: Sequence[str], as_json: bool
 ) -> int:
-    r"""Run what a MATRIX file asks for and has no result yet.
+    """Run what a MATRIX file asks for and has no result yet.
 
     The same command goes on where it was interrupted: finished cells are not touched, a fit goes on
     from its checkpoint. Ends with the table and the pictures. Exit code 1 if a cell failed.
 
-    \b
     Examples:
       flowzoo run benchmarks/quickstart.yaml --jobs 2
       flowzoo run my.yaml --device cuda --rerun failed --rerun stale
@@ -93,13 +100,12 @@ def run_command(
     return int(any(record.state in bad for record in records))
 
 
-@click.command("status")
+@click.command("status", cls=Command)
 @run_argument
 @json_option
 def status_command(run: Path, as_json: bool) -> None:
-    r"""List the cells of a RUN with their states and reasons.
+    """List the cells of a RUN with their states and reasons.
 
-    \b
     Examples:
       flowzoo status runs/quickstart
     """
@@ -113,51 +119,70 @@ def status_command(run: Path, as_json: bool) -> None:
         return
     from tabulate import tabulate
 
-    rows = [[r.label, r.data, r.seed, r.state, _why(r)] for r in records]
+    rows = [[r.label, r.data, str(r.seed), r.state, _why(r)] for r in records]
+    header = ["flow", "data", "seed", "state", "reason"]
+    before = tabulate([row[:-1] for row in rows], header[:-1]).split("\n")[1]
+    left = max(24, shutil.get_terminal_size().columns - len(before) - 2)
     click.echo(f"{store.title}: {_count(r.state for r in records)}\n")
-    click.echo(tabulate(rows, ["flow", "data", "seed", "state", "reason"], disable_numparse=True,
-                        maxcolwidths=[None, None, None, None, 60]))  # fmt: skip
+    click.echo(tabulate(rows, header, disable_numparse=True, maxcolwidths=[*[None] * 4, left]))
     if old:
         click.echo(f"\n{len(old)} results of recipes that the matrix no longer has: "
                    + ", ".join(record.folder for record in old))  # fmt: skip
 
 
-@click.command("table")
+@click.command("table", cls=Command)
 @run_argument
 @click.option("--rows", default="flow", show_default=True, help="flow, data, seed or metric.")
 @click.option("--columns", default="data", show_default=True, help="Likewise.")
 @click.option("--metric", "-m", multiple=True, help="What is shown [nll]; may be repeated.")
+@click.option("--flow", "flows", multiple=True, metavar="LABEL",
+              help="Show this flow; may be repeated [all].")  # fmt: skip
+@click.option("--data", "datasets", multiple=True, metavar="LABEL",
+              help="Show this data set; may be repeated [all].")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(FORMATS), default="terminal",
-              show_default=True)  # fmt: skip
+              show_default=True, help="How it is written.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
 def table_command(
-    run: Path, rows: str, columns: str, metric: Sequence[str], form: str, out: Path | None
+    run: Path,
+    rows: str,
+    columns: str,
+    metric: Sequence[str],
+    flows: Sequence[str],
+    datasets: Sequence[str],
+    form: str,
+    out: Path | None,
 ) -> None:
-    r"""Print a comparison table of a RUN.
+    """Print a comparison table of a RUN.
 
-    \b
     Examples:
       flowzoo table runs/quickstart
       flowzoo table runs/quickstart --metric train_seconds
+      flowzoo table runs/quickstart --data moons --columns metric
       flowzoo table runs/quickstart --format latex --out table.tex
     """
     from flowzoo.bench import Store
+    from flowzoo.bench.quantities import plugin_columns
+    from flowzoo.bench.tables import table
 
-    text = _table(Store.open(run).records(), rows, columns, metric, form)
+    store = Store.open(run)
+    records = _chosen(_chosen(store.records(), "label", flows), "data", datasets)
+    extra = plugin_columns(_registry(store))
+    text = _text(table(records, rows, columns, list(metric) or None, extra), form, out)
     if out is None:
         click.echo(text)
     else:
-        out.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
+        out.write_text(f"{text.rstrip()}\n", encoding="utf-8")
         click.echo(f"wrote {out}", err=True)
 
 
-@click.command("draw")
+@click.command("draw", cls=Command)
 @run_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures [RUN].")
 def draw_command(run: Path, out: Path | None) -> None:
-    r"""Draw densities, samples and learning curves of a RUN, as PNG and PDF.
+    """Draw the densities, samples and curves of a RUN.
 
-    \b
+    Every picture is written as PNG and as PDF.
+
     Examples:
       flowzoo draw runs/quickstart
     """
@@ -167,33 +192,42 @@ def draw_command(run: Path, out: Path | None) -> None:
         click.echo(path)
 
 
-def _table(
-    records: Sequence[Record], rows: str, columns: str, metric: Sequence[str], form: str
-) -> str:
-    from flowzoo.bench import render
-    from flowzoo.bench.tables import table
-    from flowzoo.hooks import plugin_manager
+def _chosen(records: list[Record], what: str, labels: Sequence[str]) -> list[Record]:
+    """Return the records with one of these labels; all where none is given."""
+    from flowzoo.registry import suggest
+
+    known = dict.fromkeys(getattr(record, what) for record in records)
+    for label in labels:
+        if label not in known:
+            where = {"label": "flow"}.get(what, what)
+            raise UserError(f"the run has no {where} '{label}'{suggest(label, known)}")
+    return [record for record in records if not labels or getattr(record, what) in labels]
+
+
+def _registry(store: Store) -> Registry:
+    """Return the components that a run's cells know, with those of their plugin files."""
     from flowzoo.registry import Registry
 
-    extra: dict[str, Any] = {}
-    listeners: Any = plugin_manager(Registry.installed()).hook
-    for more in listeners.flowzoo_table_columns():
-        extra |= more
-    made = table(records, rows, columns, list(metric) or None, extra)
-    if form == "terminal":
-        from rich.console import Console
+    cells = store.cells()
+    return cells[0].registry() if cells else Registry.installed()
 
-        console = Console(width=None if sys.stdout.isatty() else 120)
-        with console.capture() as capture:
-            console.print(render.terminal(made))
-        return capture.get().rstrip()
-    return render.RENDERERS[form](made)
+
+def _text(made: Table, form: str = "terminal", out: Path | None = None) -> str:
+    """Return a table as text; bold and wide as the terminal only where it goes to one."""
+    from flowzoo.bench import render
+
+    if form != "terminal":
+        return render.RENDERERS[form](made)
+    from rich.console import Console
+
+    return render.plain(made, Console() if out is None and sys.stdout.isatty() else None)
 
 
 def _conclude(folder: Path, records: Sequence[Record]) -> None:
     from flowzoo.bench.pictures import draw_run
+    from flowzoo.bench.tables import table
 
-    click.echo(_table(records, "flow", "data", (), "terminal"))
+    click.echo(_text(table(records)))
     click.echo()
     for path in draw_run(folder, folder):
         if path.suffix == ".png":

@@ -125,16 +125,20 @@ class Standardisation:
         return z * self.std.to(z) + self.mean.to(z)
 
 
-def standardised(data: Data) -> tuple[Data, Standardisation]:
+def standardised(
+    data: Data, scaling: Standardisation | None = None
+) -> tuple[Data, Standardisation]:
     """Standardise the splits by the training rows, and with them what is known of the density.
 
     Arguments:
         data: Rows in the coordinates in which the NLL is reported.
+        scaling: The map, where other training rows than these say it.
 
     Returns:
         The data in standardised coordinates, with entropy H(z) = H(x) + ladj, and the map.
     """
-    scaling = Standardisation(data.train.mean(0), data.train.std(0, correction=0))
+    if scaling is None:
+        scaling = Standardisation(data.train.mean(0), data.train.std(0, correction=0))
     known = data.log_prob
     return replace(
         data,

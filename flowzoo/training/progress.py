@@ -9,6 +9,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, TaskID, TaskProgressColumn, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,15 @@ class ProgressBar:
 
     def __enter__(self) -> ProgressBar:
         if self.console.is_terminal:
+            rest = Column(ratio=1, no_wrap=True, overflow="ellipsis")  # what the others leave
             self._bars = Bars(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=20),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[status]}", markup=False),
+                TextColumn("{task.fields[status]}", markup=False, table_column=rest),
                 console=self.console,
                 transient=True,
+                expand=True,
             )
             self._task = self._bars.add_task(self.label, total=1.0, status="")
             self._bars.start()
