@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -95,7 +96,7 @@ def measured(
 ) -> tuple[float | str, float | None] | None:
     """Return a record's value and its own error; None where it has none.
 
-    A plugin's column may give text.
+    A plugin's column may give text; one that raises has none for this record.
     """
     if name in record.metrics:
         measure = record.metrics[name]
@@ -106,7 +107,12 @@ def measured(
     if name in _COSTS:
         value = record.costs.get(name)
         return None if value is None else (float(value) / _COSTS[name][1], None)
-    value = extra[name](record) if name in extra else None
+    value = None
+    if name in extra:
+        try:
+            value = extra[name](record)
+        except Exception as error:
+            warnings.warn(f"the column {name} raised {error!r} for {record.folder}", stacklevel=2)
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)

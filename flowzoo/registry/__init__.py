@@ -155,10 +155,15 @@ class Registry:
 
 
 def suggest(word: object, names: Iterable[object], what: str = "available") -> str:
-    """Return the end of an error about an unknown name: the closest name, and all there are."""
+    """Return the end of an error about an unknown name: the closest name, and what there is.
+
+    A long list is left out where a close name was found.
+    """
     known = [str(name) for name in names]
     close = difflib.get_close_matches(str(word), known, n=1)
     hint = f"; did you mean '{close[0]}'?" if close else ""
+    if close and len(known) > 12:
+        return hint
     return f"{hint} ({what}: {', '.join(known) or 'none'})"
 
 
