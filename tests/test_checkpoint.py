@@ -122,7 +122,7 @@ def test_seconds_go_on_where_they_were(tmp_path, monkeypatch):
     with pytest.raises(Killed):
         running(Shift, Loud, observe=killed_at(20), **kept)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["spent"]["seconds"]
-    now[0] += 1e6  # between the two sessions
+    now[0] += 1e6  # between the two runs
     resumed = running(Shift, Loud, **kept)
     assert saved < resumed.seconds < saved + 200
 
