@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,18 +15,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from fake_matrices import make
 from rich.console import Console
 from safetensors.torch import load_file
 
 from flowzoo.bench import load_matrix, run
-from flowzoo.bench.cell import run_cell, state_of
+from flowzoo.bench.cell import run_cell
 from flowzoo.bench.cells import read_cell
 from flowzoo.bench.check import Checked
 from flowzoo.bench.claims import held
 from flowzoo.bench.files import DiskFull
 from flowzoo.bench.launchers import Ended, Job, Launcher, Local, resident
 from flowzoo.bench.observer import Observer
-from flowzoo.bench.phases import gaussian_nll
 from flowzoo.bench.pictures import draw_run
 from flowzoo.bench.progress import progress_text, watcher
 from flowzoo.bench.quantities import plugin_columns
@@ -38,19 +37,9 @@ from flowzoo.bench.store import CURVE, FLOW, LOG, RECORD, Store, now, write_reco
 from flowzoo.bench.tables import table
 from flowzoo.bench.trained import load_flow, load_trained
 from flowzoo.data import standardised
-from flowzoo.errors import Diverged, Incompatible, UserError
+from flowzoo.errors import UserError
 from flowzoo.registry.reader import Problems
 
-FAKES = Path(__file__).parent / "bench_fakes" / "fakes.py"
-RECIPE = """
-recipes:
-  affine:
-    title: Affine
-    flow: affine
-    objective: likelihood
-    training: {batch_size: 50, validate_every: 20}
-    budget: {steps: 40}
-"""
 FATES = {
     "": "ok",
     "raise": "failed",
@@ -61,15 +50,6 @@ FATES = {
     "no-memory": "out-of-memory",
     "incompatible": "skipped",
 }
-
-
-def make(folder, text, name="m.yaml"):
-    """Write a matrix with its recipe and plugin; return its path."""
-    folder.mkdir(exist_ok=True)
-    shutil.copy(FAKES, folder / "fakes.py")
-    (folder / "mine.yaml").write_text(RECIPE)
-    (folder / name).write_text("recipes: [mine.yaml]\nplugins: [fakes.py]\n" + text)
-    return folder / name
 
 
 class Diary(Observer):
@@ -397,107 +377,6 @@ def test_runners_share_the_work_and_do_nothing_twice(tmp_path):
         assert all(done.result() for done in work)
     assert sorted(launched) == sorted(cell.folder for cell in matrix.cells())
     assert {r.state for r in Store(tmp_path / "run").records()} == {"ok"}
-
-
-# In this process
-
-
-@pytest.fixture
-def cell(tmp_path):
-    """Return a maker of one planned cell and its folder."""
-
-    def make_one(text="flows: [affine]\ndata: [blob]\n"):
-        store = Store(tmp_path / "run")
-        (cell,) = store.plan(load_matrix(make(tmp_path, text)))
-        return cell, store.path(cell)
-
-    return make_one
-
-
-def test_a_stored_fit_is_scored_again_but_not_fitted_again(cell, monkeypatch):
-    one, folder = cell()
-    first = run_cell(one, folder)
-
-    def refuse(*_, **__):
-        raise AssertionError("fitted again")
-
-    monkeypatch.setattr("flowzoo.bench.phases.fit", refuse)
-    again = run_cell(one, folder)
-    assert (again.state, again.metrics) == ("ok", first.metrics)
-    assert again.costs["steps"] == 40
-
-
-@pytest.mark.parametrize("damage", ["truncated", "rubbish", "other code"])
-def test_a_fit_that_cannot_be_trusted_is_done_again(cell, damage):
-    one, folder = cell()
-    first = run_cell(one, folder)
-    if damage == "other code":
-        plugin = Path(one.plugins[0])
-        plugin.write_text(plugin.read_text().replace("0.01 * torch.randn", "0.02 * torch.randn"))
-    else:
-        content = (folder / FLOW).read_bytes()
-        (folder / FLOW).write_bytes(content[:-5] if damage == "truncated" else b"rubbish")
-    again = run_cell(one, folder)
-    assert again.state == "ok"
-    assert (again.metrics == first.metrics) == (damage != "other code")
-
-
-def test_a_metric_that_is_not_a_number_is_never_ok(cell):
-    record = run_cell(*cell("flows: [affine]\ndata: [blob]\nmetrics: [nll, odd]\n"))
-    assert record.state == "diverged"
-    assert "odd" in record.reason
-    assert record.costs["steps"] == 40
-
-
-def test_a_swap_that_does_not_fit_is_skipped_without_importing_torch(cell, monkeypatch):
-    one, folder = cell()
-    object.__setattr__(one, "skip", "recipe 'affine' has no part 'trace'")
-    monkeypatch.setitem(sys.modules, "flowzoo.bench.phases", None)
-    record = run_cell(one, folder)
-    assert (record.state, record.reason) == ("skipped", "recipe 'affine' has no part 'trace'")
-
-
-def test_weights_depend_on_the_seed_and_on_nothing_before(cell):
-    one, folder = cell()
-    first = run_cell(one, folder)
-    torch.rand(7)
-    for name in (FLOW, CURVE):
-        (folder / name).unlink()
-    assert run_cell(one, folder).metrics == first.metrics
-
-
-@pytest.mark.parametrize(
-    ("error", "state", "keeps_trace"),
-    [
-        (Incompatible("a does not fit b"), "skipped", False),
-        (Diverged("nan"), "diverged", False),
-        (UserError("no such file"), "failed", False),
-        (MemoryError(), "out-of-memory", False),
-        (RuntimeError("CUDA error: out of memory"), "out-of-memory", False),
-        (torch.OutOfMemoryError("Tried to allocate 20 GiB"), "out-of-memory", False),
-        (RuntimeError("shapes differ"), "failed", True),
-        (KeyError(), "failed", True),
-    ],
-)
-def test_exceptions_become_states(error, state, keeps_trace):
-    try:
-        raise error
-    except Exception as caught:
-        found, reason, trace = state_of(caught)
-    assert found == state
-    assert reason
-    assert bool(trace) == keeps_trace
-
-
-def test_gaussian_reference_is_the_closed_form():
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(400, 3, generator=generator, dtype=torch.float64)
-    x = x @ torch.tensor([[1.0, 0.5, 0.0], [0.0, 2.0, 0.3], [0.0, 0.0, 0.1]]).double() + 4
-    covariance = torch.cov(x.T, correction=0)
-    # On its own training rows, the Gaussian's NLL is its entropy.
-    expected = 0.5 * torch.logdet(2 * torch.pi * torch.e * covariance)
-    assert gaussian_nll(x, x) == pytest.approx(float(expected), abs=1e-10)
-    assert gaussian_nll(x[:, [0, 0]], x[:, [0, 0]]) is None
 
 
 # Refusals

@@ -69,13 +69,13 @@ class Known(LinearMap):
 
     def vjp(self, p: Tensor) -> Tensor:
         """Refuse: the published code has no products."""
-        raise NotImplementedError
+        raise NotImplementedError("the published code has no products")
 
     jvp = vjp
 
     def dense(self) -> Tensor:
         """Refuse, likewise."""
-        raise NotImplementedError
+        raise NotImplementedError("the published code has no products")
 
 
 class Published(Velocity):
