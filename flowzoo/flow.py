@@ -38,11 +38,13 @@ class Flow(nn.Module, ABC):
     """A bijection x -> z from data to N(0, I), with log p(x) = log N(z; 0, I) + ladj.
 
     A member sets `dim`, implements `encode` and `decode`, and inherits the density and the samples.
+    `latent` is False for an adapted density that sends no point to noise.
     """
 
     kind: ClassVar[str] = "flow"
     dim: int
     context_dim: int = 0
+    latent: bool = True
 
     @abstractmethod
     def encode(

@@ -47,6 +47,25 @@ class Budget:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """How the judge solves, whatever a flow was trained with.
+
+    Arguments:
+        tolerance: Relative and absolute tolerance of its solver; its error is estimated by a solve
+            at a hundredth of it.
+
+    Raises:
+        UserError: The tolerance is not between 1e-10 and 1.
+    """
+
+    tolerance: float = 1e-5
+
+    def __post_init__(self) -> None:
+        if not 1e-10 <= self.tolerance <= 1:
+            raise UserError(f"tolerance must lie in [1e-10, 1], got {self.tolerance}")
+
+
+@dataclass(frozen=True)
 class Optimizer:
     """Adam (Kingma & Ba 2015) or AdamW (Loshchilov & Hutter 2019).
 

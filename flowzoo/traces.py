@@ -43,7 +43,8 @@ class TraceEstimator(ABC):
 class Exact(TraceEstimator):
     """The trace itself: the map's closed form where it has one, else from all its rows.
 
-    A spectral function needs a symmetric map and costs an eigenvalue decomposition.
+    A spectral function needs a symmetric map and costs an eigenvalue decomposition; the logarithm
+    of a positive definite map, whose trace is the log-determinant, costs a Cholesky factor.
     """
 
     def probes(self, x: Tensor, generator: torch.Generator | None = None) -> None:
@@ -51,7 +52,12 @@ class Exact(TraceEstimator):
         return
 
     def __call__(self, a: LinearMap, probes: Tensor | None, fn: Spectral | None = None) -> Tensor:
-        """Return tr fn(A) as (n,)."""
+        """Return tr fn(A) as (n,); nan for the logarithm of a map that is not positive definite."""
+        if fn is torch.log:
+            _require_symmetric(a, "exact")
+            factor, failed = torch.linalg.cholesky_ex(a.dense())
+            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+            return log_det.masked_fill(failed != 0, torch.nan)
         if fn is not None:
             _require_symmetric(a, "exact")
             return fn(torch.linalg.eigvalsh(a.dense())).sum(-1)

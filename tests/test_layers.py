@@ -35,9 +35,11 @@ STANDS_ON = {
     "continuous": ["flow", "field", "traces", "integrators"],
     "objective": ["flow", "regularizers"],
     "training": ["objective", "settings", "files"],
-    "judge": ["flow", "odeint"],
+    "judge": ["continuous", "odeint"],
     "bench": ["recipes", "hooks", "data", "judge", "training"],
-    "cli": ["bench"],
+    "conformance": ["recipes", "judge", "objective"],
+    "testing": ["conformance"],
+    "cli": ["bench", "conformance"],
 }
 PLUGINS_STAND_ON = ["objective", "continuous", "odeint", "networks", "registry"]
 

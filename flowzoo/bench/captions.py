@@ -47,10 +47,12 @@ def _seeds(records: Sequence[Record], entries: Sequence[Entry]) -> str:
         listed = ", ".join(map(str, seeds))
         said = f"Mean ± sample standard deviation over {len(seeds)} seeds ({listed})"
         single = any(e.spread and e.summary and e.summary.n == 1 for e in entries)
-        return said + ("; with one seed, ± is the measurement's error." if single else ".")
+        return said + ("; with one seed, ± is the measurement's 99 % interval." if single else ".")
     listed = f"seed {seeds[0]}" if len(seeds) == 1 else f"seeds {', '.join(map(str, seeds))}"
     error = any(e.spread for e in entries)
-    return f"One fit each ({listed})" + ("; ± is the measurement's error." if error else ".")
+    return f"One fit each ({listed})" + (
+        "; ± is the measurement's 99 % interval." if error else "."
+    )
 
 
 def budget_text(budget: dict[str, Any]) -> str:

@@ -15,7 +15,7 @@ from flowzoo.bench.resources import Resources
 from flowzoo.build import build_dataclass, parts, plain
 from flowzoo.errors import UserError
 from flowzoo.registry import Registry, fingerprint, frame_fingerprint
-from flowzoo.settings import Budget, Training
+from flowzoo.settings import Budget, Judge, Training
 
 Spec = str | dict[str, Any]
 _UNSAFE = re.compile(r"[^A-Za-z0-9._=+,@-]+")
@@ -38,6 +38,7 @@ class Cell:
         training: What differs from the defaults of `settings.Training`.
         budget: Likewise of `settings.Budget`.
         metrics: Specs of metrics.
+        judge: How the judge solves.
         resources: Limits of its process.
         base: The matrix's folder, to which paths in specs are relative.
         plugins: Local plugin files.
@@ -56,6 +57,7 @@ class Cell:
     training: dict[str, Any] = field(default_factory=dict)
     budget: dict[str, Any] = field(default_factory=dict)
     metrics: tuple[Spec, ...] = ("nll",)
+    judge: Judge = field(default_factory=Judge)
     resources: Resources = field(default_factory=Resources)
     base: str = "."
     plugins: tuple[str, ...] = ()
@@ -82,7 +84,7 @@ class Cell:
         """Hash of everything that determines the result, but for code; 12 hexadecimal digits.
 
         Names, titles, limits and places do not count, nor does whether a default is written out in
-        `training` or `budget`.
+        `training`, `budget` or `judge`.
         """
         content = {
             "flow": self.flow_spec,
@@ -93,6 +95,8 @@ class Cell:
             "budget": changed(Budget, self.budget),
             "metrics": list(self.metrics),
         }
+        if self.judge != Judge():
+            content["judge"] = plain(self.judge)
         text = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -117,6 +121,7 @@ class Cell:
         names = {f.name for f in dataclasses.fields(cls)}
         given = {name: value for name, value in content.items() if name in names}
         given["resources"] = Resources(**given["resources"])
+        given["judge"] = Judge(**given.get("judge", {}))
         given["metrics"], given["plugins"] = tuple(given["metrics"]), tuple(given["plugins"])
         return cls(**given)
 

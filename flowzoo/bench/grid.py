@@ -15,6 +15,7 @@ from flowzoo.errors import UserError
 from flowzoo.recipes import Recipe, recipe_problems, swap
 from flowzoo.registry import Registry
 from flowzoo.registry.reader import Problem
+from flowzoo.settings import Judge
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class Matrix:
         seeds: The seeds.
         swaps: Parts to replace, each with its specs; their product is run for every flow.
         metrics: Specs of metrics.
+        judge: How the judge solves.
         resources: Limits of each cell.
         exclude: Cells left out: labels of flow, data and swap, and seeds; what is not given
             matches all.
@@ -82,6 +84,7 @@ class Matrix:
     seeds: tuple[int, ...] = (0,)
     swaps: dict[str, list[Any]] = field(default_factory=dict)
     metrics: tuple[Spec, ...] = ("nll",)
+    judge: Judge = field(default_factory=Judge)
     resources: Resources = field(default_factory=Resources)
     exclude: tuple[dict[str, Any], ...] = ()
     content: Any = field(default=None, repr=False)
@@ -129,6 +132,7 @@ class Matrix:
             training=recipe.training,
             budget=recipe.budget,
             metrics=self.metrics,
+            judge=self.judge,
             resources=self.resources,
             base=str(self.source.resolve().parent),
             plugins=tuple(map(str, self.registry.files)),

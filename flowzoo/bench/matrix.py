@@ -14,7 +14,7 @@ from flowzoo.errors import UserError
 from flowzoo.recipes import Recipe, load_recipes, load_yaml, swap
 from flowzoo.registry import Registry, suggest
 from flowzoo.registry.reader import Problem, Problems
-from flowzoo.settings import Budget, Training
+from flowzoo.settings import Budget, Judge, Training
 
 PLUGINS = "flowzoo_plugins.py"  # found by itself beside a matrix
 DEFAULT_METRICS = ("nll",)
@@ -28,6 +28,7 @@ _TYPES: dict[str, Any] = {
     "training": dict[str, Any],
     "budget": dict[str, Any],
     "metrics": list[str | dict],
+    "judge": Judge,
     "resources": Resources,
     "recipes": list[str],
     "plugins": list[str],
@@ -100,6 +101,7 @@ class _Reader:
             seeds=tuple(range(seeds) if isinstance(seeds, int) else seeds),
             swaps=given.get("swap", {}),
             metrics=tuple(given.get("metrics", DEFAULT_METRICS)),
+            judge=given.get("judge", Judge()),
             resources=given.get("resources", Resources()),
             exclude=tuple(given.get("exclude", [])),
             content=content,

@@ -202,7 +202,8 @@ def _judged(work: _Work, flow: Flow, data: Data, scale: Standardisation | None) 
     _note(work.folder, {"phase": "judge"})
     metrics = [build("metric", metric, work.registry) for metric in work.cell.metrics]
     started = time.perf_counter()
-    measures = evaluate(flow, data, scale, metrics, work.device, work.cell.seed)
+    cell = work.cell
+    measures = evaluate(flow, data, scale, metrics, work.device, cell.seed, cell.judge.tolerance)
     costs = work.facts["costs"]
     costs["evaluate_seconds"] = time.perf_counter() - started
     memory = _memory(work.device)

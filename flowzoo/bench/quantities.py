@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from flowzoo.bench.record import Record
 from flowzoo.errors import UserError
@@ -40,6 +40,20 @@ class Quantity:
         return self.title + unit + {"lower": " ↓", "higher": " ↑"}.get(str(self.better), "")
 
 
+class Reading(NamedTuple):
+    """What a record says of a quantity.
+
+    Arguments:
+        value: The number; text where a plugin's column gives text.
+        error: Half the width of its 99 % interval, None where not estimated.
+        solver: The solver's part of that error.
+    """
+
+    value: float | str
+    error: float | None = None
+    solver: float = 0.0
+
+
 _MEGABYTE = 2.0**20
 _COSTS: dict[str, tuple[Quantity, float]] = {
     q.name: (q, scale)
@@ -55,7 +69,19 @@ _COSTS: dict[str, tuple[Quantity, float]] = {
         (Quantity("peak_gpu_memory", "GPU memory", "MB", "lower"), _MEGABYTE),
     )
 }
-_TITLES = {"nll": "NLL", "kl": "KL", "mmd": "MMD", "w2": "W2"}
+_TITLES = {
+    "nll": "NLL",
+    "nll-own": "NLL, own numerics",
+    "bits-per-dim": "bits/dim",
+    "kl": "KL",
+    "mmd-m": "MMD-m",
+    "mmd-1": "MMD-1",
+    "mmd-c": "MMD-c",
+    "w2": "W2",
+    "sliced-w2": "sliced W2",
+    "nfe": "NFE",
+    "npe": "NPE",
+}
 
 
 def quantity(records: Iterable[Record], name: str, extra: Mapping[str, Column]) -> Quantity:
@@ -91,10 +117,8 @@ def plugin_columns(registry: Registry) -> dict[str, Column]:
     return {title: column for offer in offers for title, column in offer.items()}
 
 
-def measured(
-    record: Record, name: str, extra: Mapping[str, Column]
-) -> tuple[float | str, float | None] | None:
-    """Return a record's value and its own error; None where it has none.
+def measured(record: Record, name: str, extra: Mapping[str, Column]) -> Reading | None:
+    """Return a record's value with its own error; None where it has none.
 
     A plugin's column may give text; one that raises has none for this record.
     """
@@ -103,10 +127,11 @@ def measured(
         value = measure["value"]
         if value is None or not math.isfinite(value):
             return None
-        return float(value), measure.get("error")
+        solver = (measure.get("parts") or {}).get("solver") or 0.0
+        return Reading(float(value), measure.get("error"), solver)
     if name in _COSTS:
         value = record.costs.get(name)
-        return None if value is None else (float(value) / _COSTS[name][1], None)
+        return None if value is None else Reading(float(value) / _COSTS[name][1])
     value = None
     if name in extra:
         try:
@@ -116,4 +141,4 @@ def measured(
     if value is None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    return (float(value) if number else str(value)), None
+    return Reading(float(value) if number else str(value))

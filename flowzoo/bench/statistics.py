@@ -21,12 +21,14 @@ class Summary:
         n: Number of seeds.
         spread: Sample standard deviation over seeds; None for one seed.
         measurement: Root mean square of the measurements' own errors; None where not estimated.
+        solver: The largest of the solver's errors, which no seed and no test point averages out.
     """
 
     mean: float
     n: int = 1
     spread: float | None = None
     measurement: float | None = None
+    solver: float = 0.0
 
     @property
     def error(self) -> float:
@@ -43,12 +45,17 @@ class Summary:
         return self.measurement if self.spread is None else self.spread
 
 
-def summarise(values: Sequence[float], errors: Sequence[float | None] = ()) -> Summary:
+def summarise(
+    values: Sequence[float],
+    errors: Sequence[float | None] = (),
+    solver: Sequence[float] = (),
+) -> Summary:
     """Return the summary of one value per seed, with the errors of the measurements.
 
     Arguments:
         values: At least one value.
         errors: The values' own errors, None where not estimated.
+        solver: The solver's parts of them.
     """
     n = len(values)
     mean = math.fsum(values) / n
@@ -57,12 +64,17 @@ def summarise(values: Sequence[float], errors: Sequence[float | None] = ()) -> S
         spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     known = [e for e in errors if e is not None]
     measurement = math.sqrt(math.fsum(e * e for e in known) / len(known)) if known else None
-    return Summary(mean, n, spread, measurement)
+    return Summary(mean, n, spread, measurement, max(solver, default=0.0))
 
 
 def tied(a: Summary, b: Summary) -> bool:
     """Return whether two numbers cannot be told apart: |a - b| <= sqrt(a.error^2 + b.error^2)."""
     return abs(a.mean - b.mean) <= math.hypot(a.error, b.error)
+
+
+def resolved(best: Summary, next_best: Summary) -> bool:
+    """Return whether the best is best beyond what its solver may be off by."""
+    return best.solver <= abs(best.mean - next_best.mean)
 
 
 def decimals(summary: Summary) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from flowzoo.bench import captions
 from flowzoo.bench.quantities import Column, Quantity, measured, quantity
 from flowzoo.bench.record import Record
-from flowzoo.bench.statistics import Summary, decimals, printed, summarise, tied
+from flowzoo.bench.statistics import Summary, decimals, printed, resolved, summarise, tied
 from flowzoo.errors import UserError
 from flowzoo.registry import suggest
 
@@ -209,17 +209,17 @@ class _Maker:
         if not records:
             return Entry(_ABSENT)
         ok = [record for record in records if record.state == "ok"]
-        found = [(r, v) for r in ok if (v := measured(r, key["metric"], self.extra)) is not None]
+        found = [v for r in ok if (v := measured(r, key["metric"], self.extra)) is not None]
         notes = tuple(dict.fromkeys(self.mark(text) for text in captions.remarks(records, ok)))
         if not found:
             states = dict.fromkeys(record.state for record in records)
             text = _ABSENT if ok else ", ".join(states).replace("not-run", "not run")
             return Entry(text, state="absent" if ok else next(iter(states)), notes=notes)
-        texts = [value for _, (value, _) in found if isinstance(value, str)]
+        texts = [v.value for v in found if isinstance(v.value, str)]
         if texts:
             return Entry(", ".join(dict.fromkeys(texts)), state="ok", notes=notes)
-        numbers = [float(value) for _, (value, _) in found]
-        summary = summarise(numbers, [error for _, (_, error) in found])
+        numbers = [float(v.value) for v in found]
+        summary = summarise(numbers, [v.error for v in found], [v.solver for v in found])
         value, spread = printed(summary)
         return Entry(value, spread, summary, "ok", notes=notes)
 
@@ -237,7 +237,10 @@ class _Maker:
         return Entry(f"{values[0]:.{places}f}", summary=summary, state="reference")
 
     def compared(self, keys: list[list[dict]], grid: list[list[Entry]]) -> list[list[Entry]]:
-        """Mark the best flow, and its ties, among those of the same data, metric and seed."""
+        """Mark the best flow, and its ties, among those of the same data, metric and seed.
+
+        What is best by less than its solver may be off by is a tie, and a footnote says so.
+        """
         groups: dict[tuple, list[tuple[int, int]]] = {}
         for i, line in enumerate(keys):
             for j, key in enumerate(line):
@@ -250,12 +253,16 @@ class _Maker:
                 continue
             sign = 1 if better == "lower" else -1
             numbers = {place: _summary(grid[place[0]][place[1]]) for place in places}
-            best = min(places, key=lambda place: sign * numbers[place].mean)
+            best, second, *_ = sorted(places, key=lambda place: sign * numbers[place].mean)
+            sure = resolved(numbers[best], numbers[second])
             for i, j in places:
                 if (i, j) == best or numbers[i, j].mean == numbers[best].mean:
-                    grid[i][j] = replace(grid[i][j], best=True)
+                    grid[i][j] = replace(grid[i][j], best=sure, tied=not sure)
                 elif tied(numbers[i, j], numbers[best]):
                     grid[i][j] = replace(grid[i][j], tied=True)
+            if not sure:
+                notes = (*grid[best[0]][best[1]].notes, self.mark(_unresolved(numbers[best])))
+                grid[best[0]][best[1]] = replace(grid[best[0]][best[1]], notes=notes)
         return grid
 
     def mark(self, text: str) -> str:
@@ -267,6 +274,13 @@ class _Maker:
                 mark, n = chr(ord("a") + letter) + mark, n - 1
             self.footnotes[text] = mark
         return self.footnotes[text]
+
+
+def _unresolved(best: Summary) -> str:
+    return (
+        f"Best by less than its solver may be off by ({best.solver:.2g}), so it is not set apart: "
+        "judge it with more points solved again, or at a tighter tolerance."
+    )
 
 
 def _summary(entry: Entry) -> Summary:

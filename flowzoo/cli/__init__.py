@@ -28,6 +28,7 @@ COMMANDS = {
     "fit": "fit",
     "sample": "flows",
     "score": "flows",
+    "check": "check",
 }
 
 
@@ -91,6 +92,7 @@ def cli(ctx: click.Context) -> None:
       flowzoo run benchmarks/quickstart.yaml    run it; run again, it goes on
       flowzoo table runs/quickstart             the comparison table
       flowzoo fit ot-flow moons --out my-flow   train one flow
+      flowzoo check ot-flow                     does a component keep its promises?
     """
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help())

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flowzoo.bench import Cell, Record
     from flowzoo.registry.reader import Problem
 
-METRICS = ("nll", "kl", "transport", "round-trip")
+METRICS = ("nll", "kl", "transport", "inverse-error")
 _SOURCE = "command line"  # the matrix that the arguments of `fit` make
 _PLACES = {  # what its keys are called there, the longer ones first
     "flows.0.set": "--set",

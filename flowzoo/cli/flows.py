@@ -49,28 +49,49 @@ def sample_command(folder: Path, count: int, seed: int, out: Path | None) -> Non
 @folder_argument
 @click.argument("data", required=False)
 @click.option("--metric", "-m", "metrics", multiple=True, help="What to measure [all].")
+@click.option(
+    "--tolerance", type=float, help="Tolerance of the judge's solver [that of the cell, 1e-5]."
+)
+@click.option("--parts", is_flag=True, help="Show what each error is made of.")
 @json_option
-def score_command(folder: Path, data: str | None, metrics: Sequence[str], as_json: bool) -> None:
+def score_command(
+    folder: Path,
+    data: str | None,
+    metrics: Sequence[str],
+    tolerance: float | None,
+    parts: bool,
+    as_json: bool,
+) -> None:
     """Score the trained flow in FOLDER with the judge.
 
     On its own test set, or on that of DATA. The trace is exact and the solver converged, whatever
-    the flow was trained with.
+    the flow was trained with; ± is half of a 99 % interval. docs/judging.md explains each number.
 
     Examples:
       flowzoo score my-flow
-      flowzoo score my-flow other.csv -m nll
+      flowzoo score my-flow -m nll --parts
+      flowzoo score my-flow other.csv -m nll -m mmd
     """
     from flowzoo.build import build
     from flowzoo.judge import evaluate
+    from flowzoo.settings import Judge
 
     trained = _trained(folder)
     registry = trained.cell.registry()
     names = metrics or registry.names("metric")
     chosen = [build("metric", name, registry) for name in names]
     points, scale = _points(trained, data)
-    measures = evaluate(trained.flow, points, scale, chosen, seed=trained.cell.seed)
+    judge = trained.cell.judge if tolerance is None else Judge(tolerance)
+    measures = evaluate(
+        trained.flow,
+        points,
+        scale,
+        chosen,
+        seed=trained.cell.seed,
+        tolerance=judge.tolerance,
+    )
     found = {name: asdict(measure) for name, measure in measures.items()}
-    click.echo(json.dumps(found, indent=2) if as_json else lines(found))
+    click.echo(json.dumps(found, indent=2) if as_json else lines(found, parts))
 
 
 def _trained(folder: Path) -> Trained:

@@ -51,12 +51,18 @@ def parsed(text: str, source: str) -> Any:
     return parse_yaml(text.encode(), source)
 
 
-def lines(measures: dict[str, dict[str, Any]]) -> str:
-    """Return measures as text, one a line: name, value, error, unit, note."""
+def lines(measures: dict[str, dict[str, Any]], parts: bool = False) -> str:
+    """Return measures as text, one a line: name, value, error, unit, note.
+
+    Arguments:
+        measures: Measures by name.
+        parts: Whether to put below each what its error is made of.
+    """
     from tabulate import tabulate
 
     rows = []
     for name, m in measures.items():
         error = "" if m["error"] is None else f"± {m['error']:.2g}"
         rows.append([name, f"{m['value']:.5g}", error, m["unit"], m["note"]])
+        rows += [["", f"{v:.3g}", "", "", part] for part, v in m["parts"].items() if parts]
     return tabulate(rows, tablefmt="plain", disable_numparse=True)

@@ -11,7 +11,9 @@ import torch
 from flowzoo.errors import Diverged, UserError
 from flowzoo.flow import Flow
 from flowzoo.judge.measure import Measure, Metric
-from flowzoo.judge.subject import TOLERANCE, Points, Standardised, Subject
+from flowzoo.judge.numerics import TOLERANCE
+from flowzoo.judge.points import Points, Standardised
+from flowzoo.judge.subject import Subject
 
 
 def evaluate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 Better: TypeAlias = Literal["lower", "higher"]
 
+CONFIDENCE = 0.99  # of the interval value ± error: a table of a hundred numbers has one outside
+
 
 @dataclass(frozen=True)
 class Measure:
@@ -21,7 +24,7 @@ class Measure:
 
     Arguments:
         value: The number.
-        error: One standard error, all its parts together; None where it is not estimated.
+        error: Half the width of a 99 % interval, all parts together; None where not estimated.
         unit: What it is measured in, e.g. `nats`.
         better: Which direction is better; None for a description.
         parts: The errors one by one, and what else belongs to the number.
@@ -55,6 +58,7 @@ def mean(
     values: Tensor,
     change: Tensor | None = None,
     *,
+    trace: float = 0.0,
     unit: str = "",
     better: Better | None = None,
     parts: dict[str, float] | None = None,
@@ -64,18 +68,21 @@ def mean(
 
     `sampling` is the standard error s / sqrt(n) of the mean; one point has none. `solver` bounds
     the bias of the solve by a subsample of k points that was solved again: with changes c_i of mean
-    m and standard deviation s_c,
+    m and standard deviation s_c, and q the quantile of Student's law for a 99 % interval,
 
-        solver = |m| + s_c sqrt((1 - k / n) / k).
+        solver = |m| + q s_c sqrt((1 - k / n) / k).
 
-    The second term is the standard error of m as an estimate of the mean change of all n points,
-    drawn without replacement: |m| alone is near zero, however large the changes are, where
-    they happen to cancel on the subsample. The error is sqrt(sampling^2 + solver^2).
+    The second term is what m may be off by as an estimate of the mean change of all n points, drawn
+    without replacement: |m| alone is near zero, however large the changes are, where they happen
+    to cancel on the subsample. A bias is not random, so it adds to the random errors as it is:
+
+        error = q sqrt(sampling^2 + trace^2) + solver.
 
     Arguments:
         values: The quantity at each test point (n,).
         change: What the judge's solve gave less what the finer solve gave, on the subsample (k,);
             None for a quantity that the solver has no part in.
+        trace: Standard error of the mean from the noise of a trace estimator; 0 for an exact one.
         unit: What it is measured in.
         better: Which direction is better.
         parts: What else belongs to the number.
@@ -85,8 +92,12 @@ def mean(
     if (sampling := standard_error(values)) is not None:
         errors["sampling"] = sampling
     if change is not None:
-        errors["solver"] = _solver_error(change.double(), len(values))
-    error = None if sampling is None else math.hypot(*errors.values())
+        errors["solver"] = bias_bound(change, len(values))
+        errors["trace"] = trace
+    error = None
+    if sampling is not None:
+        random = quantile(len(values)) * math.hypot(sampling, trace)
+        error = random + errors.get("solver", 0.0)
     value = float(values.double().mean())
     return Measure(value, error, unit, better, errors | (parts or {}), note)
 
@@ -96,8 +107,18 @@ def standard_error(values: Tensor) -> float | None:
     return float(values.double().std()) / len(values) ** 0.5 if len(values) > 1 else None
 
 
-def _solver_error(change: Tensor, n: int) -> float:
-    spread = 0.0
-    if len(change) < n:
-        spread = float(change.std()) * ((1 - len(change) / n) / len(change)) ** 0.5
+def bias_bound(change: Tensor, n: int) -> float:
+    """Return a bound on the mean change of n points from that of k of them: `solver` of `mean`."""
+    change, spread = change.double(), 0.0
+    if 1 < len(change) < n:
+        error = float(change.std()) * ((1 - len(change) / n) / len(change)) ** 0.5
+        spread = quantile(len(change)) * error
     return abs(float(change.mean())) + spread
+
+
+@lru_cache
+def quantile(n: int) -> float:
+    """Return how many standard errors of a mean of n values make half of a 99 % interval."""
+    from scipy.special import stdtrit
+
+    return float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))

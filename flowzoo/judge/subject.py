@@ -1,63 +1,33 @@
 """What the judge looks at: a trained flow on test points, solved once by the judge's numerics.
 
 The judge uses the exact trace and an adaptive solver at a stated tolerance, whatever the flow was
-trained with. Every metric reads the same solve, and the same finer solve of a subsample.
+trained with. Every metric reads the same solve, the same finer solve of a subsample, and the same
+samples.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cached_property
-from typing import Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from flowzoo.errors import Diverged, Incompatible, UserError
 from flowzoo.field import Point
-from flowzoo.flow import Encoded, Flow, log_normal
+from flowzoo.flow import Encoded, Flow
+from flowzoo.judge.numerics import FINER, TOLERANCE, JudgeTrace
+from flowzoo.judge.points import Points, Standardised
+from flowzoo.judge.solves import Solved, pieces, solve
 from flowzoo.odeint import Dopri5
 from flowzoo.regularizers import RunningCost, Transport
-from flowzoo.traces import Exact
 
-TOLERANCE = 1e-5
-FINER = 100.0  # the finer solve's tolerance is that of the judge divided by this
 AGAIN = 200  # test points that are solved again, for the solver's error
 OWN = 1000  # test points on which the flow's own numerics are tried
-
-
-class Standardised(Protocol):
-    """The affine map between the data's published coordinates and the flow's."""
-
-    @property
-    def ladj(self) -> float:
-        """log abs det of the map from the data's coordinates to the flow's, in nats."""
-        ...
-
-
-class Points(Protocol):
-    """Test points and what is known of their law, in the flow's coordinates."""
-
-    @property
-    def test(self) -> Tensor:
-        """Test points (n, d)."""
-        ...
-
-    @property
-    def test_context(self) -> Tensor | None:
-        """What they are conditioned on, (n, c)."""
-        ...
-
-    @property
-    def log_prob(self) -> Callable[[Tensor], Tensor] | None:
-        """Their true log-density, (n, d) -> (n,) in nats, where it is known."""
-        ...
-
-    @property
-    def transport_cost(self) -> float | None:
-        """The least transport cost to N(0, I), where it is known."""
-        ...
+REPEATS = 8  # solves with independent probes, where the judge's trace is an estimate
+_SAMPLES = 4096  # samples drawn at once
 
 
 class Elapsed(RunningCost):
@@ -102,16 +72,16 @@ class Subject:
         self.x = data.test.to(device=device, dtype=dtype)
         context = data.test_context
         self.context = None if context is None else context.to(device=device, dtype=dtype)
-        self._kept: dict[tuple[str, int], tuple[Tensor, Encoded]] = {}
+        self._kept: dict[tuple[str, int, int], Any] = {}
 
     @property
     def volume(self) -> float:
         """The log-determinant of the standardisation, in nats."""
         return 0.0 if self.scale is None else float(self.scale.ladj)
 
-    def generator(self) -> torch.Generator:
-        """Return a fresh source of randomness, the same at every call."""
-        return torch.Generator(self.x.device).manual_seed(self.seed)
+    def generator(self, stream: int = 0) -> torch.Generator:
+        """Return a fresh source of randomness, the same at every call with equal streams."""
+        return torch.Generator(self.x.device).manual_seed((self.seed << 16) + stream)
 
     def rows(self, n: int) -> Tensor:
         """Return the indices of n test points chosen at random, or of all where there are fewer."""
@@ -136,78 +106,144 @@ class Subject:
     @cached_property
     def judged(self) -> Flow:
         """The flow with the judge's numerics; the flow itself where it takes no others."""
-        return self.flow.with_numerics(Dopri5(self.tolerance, self.tolerance), Exact())
+        return self.flow.with_numerics(Dopri5(self.tolerance, self.tolerance), JudgeTrace())
 
     @cached_property
     def refined(self) -> Flow:
         """A float64 copy of the flow, solved at a tolerance a hundred times tighter."""
         fine = self.tolerance / FINER
-        return copy.deepcopy(self.flow).double().with_numerics(Dopri5(fine, fine), Exact())
+        flow = copy.deepcopy(self.flow).double()
+        return flow.with_numerics(Dopri5(fine, fine), JudgeTrace())
 
     @property
     def numerics(self) -> str:
         """By what the test points are solved, in a clause."""
         if self.judged is self.flow:
             return "the flow's own numerics, as it takes no others"
-        return f"exact trace, dopri5 at {self.tolerance:g}"
+        trace = "SLQ" if self.trace_error else "exact trace"
+        return f"{trace}, dopri5 at {self.tolerance:g}"
 
     @cached_property
-    def encoded(self) -> Encoded:
-        """All test points sent to noise by the judge, with the costs of `running`."""
-        return self._solved(self.judged, self.tolerance, self.x, self.context)
-
-    def again(self, n: int) -> tuple[Tensor, Encoded]:
-        """Return the indices of n test points, and what the finer solve makes of them."""
-        key = ("again", min(n, len(self.x)))
-        if key not in self._kept:
-            rows = self.rows(n)
-            context = None if self.context is None else self.context[rows].double()
-            fine = self._solved(self.refined, self.tolerance / FINER, self.places(rows), context)
-            self._kept[key] = (rows, fine)
-        return self._kept[key]
-
-    def own(self, n: int) -> tuple[Tensor, Encoded]:
-        """Return the indices of n test points, and what the flow's own numerics make of them."""
-        key = ("own", min(n, len(self.x)))
-        if key not in self._kept:
-            rows = self.rows(n)
-            context = None if self.context is None else self.context[rows]
-            self._kept[key] = (rows, self.encode(self.flow, self.x[rows], context))
-        return self._kept[key]
-
-    @cached_property
-    def log_prob(self) -> Tensor:
-        """log p (n,) of the test points in the data's coordinates, in nats, as float64.
+    def solved(self) -> Solved:
+        """All test points as the judge sees them, with the costs of `running`.
 
         Raises:
-            Diverged: It is not finite at some points.
+            Diverged: The solver gave up, or some points have no finite log-density.
         """
-        log_prob = self.density(self.encoded)
-        bad = int((~log_prob.isfinite()).sum())
+        found = self._careful(self.judged, self.tolerance, self.x, self.context)
+        bad = int((~found.log_prob.isfinite()).sum())
         if bad:
-            raise Diverged(f"{bad} of {len(log_prob)} test points have no finite log-density")
-        return log_prob
+            raise Diverged(f"{bad} of {len(self.x)} test points have no finite log-density")
+        return found
 
-    def density(self, encoded: Encoded) -> Tensor:
-        """Return log p (n,) of encoded points in the data's coordinates, in nats, as float64."""
-        return log_normal(encoded.z.double()) + encoded.ladj.double() + self.volume
+    @property
+    def log_prob(self) -> Tensor:
+        """log p (n,) of the test points in the data's coordinates, in nats, as float64."""
+        return self.solved.log_prob
 
-    def encode(
-        self, flow: Flow, x: Tensor, context: Tensor | None, running: Sequence[RunningCost] = ()
-    ) -> Encoded:
-        """Send points (n, d) to noise in pieces that fit in memory, without gradients."""
-        generator = self.generator()
-        pieces: list[Encoded] = []
-        with torch.no_grad():
-            for rows in torch.arange(len(x), device=x.device).split(piece(x.shape[1])):
-                part = None if context is None else context[rows]
-                pieces.append(flow.encode(x[rows], running, part, generator))
-        z, ladj, cost = (torch.cat([getattr(p, k) for p in pieces]) for k in ("z", "ladj", "costs"))
-        return Encoded(z, ladj, cost, tuple(n for p in pieces for n in p.nfe))
+    @property
+    def encoded(self) -> Encoded:
+        """All test points sent to noise, with the costs of `running`.
 
-    def _solved(self, flow: Flow, tolerance: float, x: Tensor, context: Tensor | None) -> Encoded:
+        Raises:
+            Incompatible: The flow only knows its density.
+        """
+        return latent(self.solved)
+
+    def again(self, n: int) -> tuple[Tensor, Solved]:
+        """Return the indices of n test points, and what the finer solve makes of them."""
+
+        def make(rows: Tensor) -> Solved:
+            context = None if self.context is None else self.context[rows].double()
+            return self._careful(self.refined, self.tolerance / FINER, self.places(rows), context)
+
+        return self._of_rows("again", n, make)
+
+    def own(self, n: int) -> tuple[Tensor, Solved]:
+        """Return the indices of n test points, and what the flow's own numerics make of them."""
+
+        def make(rows: Tensor) -> Solved:
+            context = None if self.context is None else self.context[rows]
+            return self._solve(self.flow, self.x[rows], context)
+
+        return self._of_rows("own", n, make)
+
+    def back(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return the indices of n test points, and decode(encode(x)) by the judge's numerics."""
+
+        def make(rows: Tensor) -> Tensor:
+            context = None if self.context is None else self.context[rows]
+            with torch.no_grad():
+                return self.judged.decode(self.encoded.z[rows], context)
+
+        return self._of_rows("back", n, make)
+
+    def samples(self, n: int, draw: int = 0) -> Tensor:
+        """Return n samples (n, d) of the flow by the judge's numerics, as float64.
+
+        They are in the flow's coordinates, and conditioned, if at all, on contexts of test points.
+
+        Arguments:
+            n: How many.
+            draw: Number of the draw; different ones are independent.
+
+        Raises:
+            Diverged: Some are not finite.
+        """
+        key = ("samples", n, draw)
+        if key not in self._kept:
+            generator, chosen = self.generator(1 + draw), None
+            if self.context is not None:
+                every = torch.randint(len(self.x), (n,), generator=generator, device=self.x.device)
+                chosen = self.context[every]
+
+            def one(rows: Tensor) -> Tensor:
+                context = None if chosen is None else chosen[rows]
+                return self.judged.sample(len(rows), context, generator)
+
+            drawn = torch.cat(list(pieces(one, n, _SAMPLES, self.x.device))).double()
+            bad = int((~drawn.isfinite()).any(-1).sum())
+            if bad:
+                raise Diverged(f"{bad} of {n} samples are not finite")
+            self._kept[key] = drawn
+        return self._kept[key]
+
+    @cached_property
+    def trace_error(self) -> float:
+        """Standard error of the mean log-density from the noise of a trace estimate, in nats.
+
+        Zero where two solves with independent probes agree in every bit: the trace is exact.
+        Otherwise AGAIN points are solved REPEATS times. The variance of a point's log-density is
+        averaged over points, and divided by their number, as their probes are independent; to it
+        is added what the means of the solves vary by beyond that, which is noise that points share.
+        """
+        rows = self.rows(AGAIN)
+        context = None if self.context is None else self.context[rows]
+
+        def density(repeat: int) -> Tensor:
+            return self._solve(self.judged, self.x[rows], context, 1000 + repeat).log_prob
+
+        first, second = density(0), density(1)
+        if torch.equal(first, second):
+            return 0.0
+        found = torch.stack([first, second, *(density(i) for i in range(2, REPEATS))])
+        each = float(found.var(0).mean())
+        shared = max(0.0, float(found.mean(1).var()) - each / len(rows))
+        return (each / len(self.x) + shared) ** 0.5
+
+    def _of_rows(self, name: str, n: int, make: Callable[[Tensor], Any]) -> tuple[Tensor, Any]:
+        key = (name, min(n, len(self.x)), 0)
+        if key not in self._kept:
+            rows = self.rows(n)
+            self._kept[key] = (rows, make(rows))
+        return self._kept[key]
+
+    def _solve(self, flow: Flow, x: Tensor, context: Tensor | None, stream: int = 0) -> Solved:
+        return solve(flow, x, context, self.running, self.generator(stream), self.volume)
+
+    def _careful(self, flow: Flow, tolerance: float, x: Tensor, context: Tensor | None) -> Solved:
         try:
-            return self.encode(flow, x, context, self.running)
+            return self._solve(flow, x, context)
         except Diverged as error:
             reason = str(error).partition(";")[0]
             raise Diverged(
@@ -216,12 +252,15 @@ class Subject:
             ) from error
 
 
-def piece(dim: int) -> int:
-    """Return how many points to solve at once: an exact trace sends dim rows for each of them.
+def latent(solved: Solved) -> Encoded:
+    """Return what points were encoded to.
 
-    2^14 rows through layers of 860 units take 0.4 GB, or 0.7 GB where v is a gradient.
+    Raises:
+        Incompatible: The flow only knows its density.
     """
-    return max(16, min(4096, 2**14 // dim))
+    if solved.encoded is None:
+        raise Incompatible("this flow only knows its density: it sends no point to noise")
+    return solved.encoded
 
 
 def _brought(flow: Flow, device: torch.device) -> Flow:
@@ -233,3 +272,14 @@ def _dtype(flow: Flow, x: Tensor) -> torch.dtype:
     """Return the precision of the flow's weights, or of the data where it has none."""
     tensors = (*flow.parameters(), *flow.buffers())
     return next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
+
+
+def at_least_two(metric: str, subsample: int) -> int:
+    """Return the size of a subsample.
+
+    Raises:
+        UserError: It is smaller than 2.
+    """
+    if subsample < 2:
+        raise UserError(f"the subsample of {metric} must be at least 2 points, got {subsample}")
+    return subsample
