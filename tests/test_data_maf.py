@@ -142,7 +142,9 @@ def test_bsds_patches_are_finished_as_documented(tmp_path):
     finished = {name: table(60, 63) for name in grey}
     (tmp_path / "BSDS300").mkdir()
     np.savez(tmp_path / "BSDS300/BSDS300.npz", **finished)
-    np.testing.assert_array_equal(BSDS300(root=str(tmp_path)).load().test, finished["test"])
+    data = BSDS300(root=str(tmp_path)).load()
+    np.testing.assert_array_equal(data.test, finished["test"])
+    assert data.bits_per_dim is None  # patches without their mean have no bits of grey values
     np.savez(tmp_path / "BSDS300/BSDS300.npz", **{name: table(60, 64) for name in grey})
     with pytest.raises(BadData, match=r"finished patches \(n, 63\)"):
         BSDS300(root=str(tmp_path)).load()
@@ -159,6 +161,9 @@ def test_mnist_is_dequantised_by_one_generator_and_invertible(tmp_path):
         pixels = ((x - 1e-6) / (1 - 2e-6)).numpy()
         expected = (grey[name].reshape(20, 784) + noise.rand(20, 784)) / 256
         np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-12)
+    nll = torch.zeros(20, dtype=torch.float64)
+    assert data.bits_per_dim is not None
+    assert torch.equal(data.bits_per_dim(nll, data.test), bits_per_dim(nll, data.test))
     np.savez(tmp_path / "mnist_uint8.npz", train_x=grey["train"], val_x=grey["val"])
     with pytest.raises(BadData, match="no array test_x"):
         MNIST(root=str(tmp_path)).load()

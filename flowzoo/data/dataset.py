@@ -36,6 +36,10 @@ class Data:
         log_prob: The true log-density, (n, d) -> (n,) in nats; None where unknown.
         transport_cost: 1/2 W2^2 between the data and N(0, I): the least transport cost that a flow
             can have, the mean over the data of 1/2 |x - T(x)|^2; None where unknown.
+        oracle: What else is known of the law: an object with those of the attributes listed in
+            `flowzoo.data.oracles` that are known; None for nothing.
+        bits_per_dim: For images, (negative log-density in the coordinates of `load` (n,) in nats,
+            x in these coordinates (n, d)) -> bits per dimension of the pixels (n,); else None.
         notes: The preprocessing in one sentence, for captions.
         title: The name as a table shows it; says so where a set is reduced.
         train_context: Context of the training rows (n, c), or None.
@@ -52,6 +56,8 @@ class Data:
     entropy_error: float = 0.0
     log_prob: Callable[[Tensor], Tensor] | None = None
     transport_cost: float | None = None
+    oracle: object | None = None
+    bits_per_dim: Callable[[Tensor, Tensor], Tensor] | None = None
     notes: str = ""
     title: str = ""
     train_context: Tensor | None = None
@@ -139,7 +145,7 @@ def standardised(
     """
     if scaling is None:
         scaling = Standardisation(data.train.mean(0), data.train.std(0, correction=0))
-    known = data.log_prob
+    known, bits = data.log_prob, data.bits_per_dim
     return replace(
         data,
         train=scaling.forward(data.train),
@@ -147,7 +153,11 @@ def standardised(
         test=scaling.forward(data.test),
         entropy=None if data.entropy is None else data.entropy + scaling.ladj,
         log_prob=None if known is None else partial(_log_prob_standardised, known, scaling),
-        transport_cost=None,  # optimal maps do not commute with rescaling
+        # optimal maps and straight paths do not commute with rescaling, and spheres become
+        # ellipsoids: what an oracle says is about other coordinates than these
+        transport_cost=None,
+        oracle=None,
+        bits_per_dim=None if bits is None else partial(_bits_standardised, bits, scaling),
     ), scaling
 
 
@@ -188,6 +198,12 @@ def _checksum(file: Path, size: int, mtime: int) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _bits_standardised(
+    bits: Callable[[Tensor, Tensor], Tensor], scaling: Standardisation, nll: Tensor, z: Tensor
+) -> Tensor:
+    return bits(nll, scaling.inverse(z))
 
 
 def _log_prob_standardised(

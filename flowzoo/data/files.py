@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,6 +43,9 @@ class File(Dataset):
     """
 
     name: ClassVar[str] = "file"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"path": str(Path(__file__).parent / "uci" / "redwine.npz")},
+    )
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,11 @@ class MNIST(MAFSet):
         rng = np.random.RandomState(42)
         train, val, test = (logit_pixels(part.reshape(-1, 784), rng) for part in parts)
         return train, val, test
+
+    @property
+    def bits_per_dim(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Bits per dimension of the grey values."""
+        return bits_per_dim
 
 
 def bsds_patches(grey: np.ndarray, seed: int) -> np.ndarray:

@@ -1,6 +1,20 @@
-"""Distributions about which everything is known: density, score, entropy, transport, velocity.
+"""Oracles: what is known of the law of a dataset, so that errors can be measured, not guessed.
 
-Time runs from t = 0 (data) to t = 1 (noise N(0, I)); `t` is a number, a () or an (n,) tensor.
+An oracle has those of these attributes that are known; the judge looks for each by its name, and
+takes None for not known. Time runs from t = 0 (data) to t = 1 (noise N(0, I)); `t` is a number, a
+() or an (n,) tensor; x and z are (n, d).
+
+    log_prob(x)                 log-density (n,), in nats
+    score(x)                    its gradient (n, d)
+    entropy                     differential entropy, in nats
+    transport(x)                optimal map T to N(0, I) for the squared distance, (n, d)
+    inverse_transport(z)        its inverse (n, d)
+    transport_cost              E 1/2 |x - T(x)|^2
+    interpolate(t, x)           X_t = (1 - t) x + t T(x), displacement interpolation (n, d)
+    velocity(t, x)              its velocity at the place x: v(t, X_t) = T(x_0) - x_0, (n, d)
+    potential(t, x)             Phi (n,) with v = -grad Phi and d_t Phi = 1/2 |grad Phi|^2
+    matching_velocity(t, x)     E[z - y | (1 - t) y + t z = x], data y, independent noise z, (n, d)
+    modes                       its spherical Gaussian components, as `Modes`
 """
 
 from __future__ import annotations
@@ -12,6 +26,21 @@ import torch
 from torch import Tensor
 
 _LOG_2PI = math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class Modes:
+    """Components N(mean_k, scale^2 I) of a mixture.
+
+    Arguments:
+        weights: Positive weights, summing to 1 (k,).
+        means: Means (k, d).
+        scale: Standard deviation common to all components and directions.
+    """
+
+    weights: Tensor
+    means: Tensor
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -105,6 +134,11 @@ class GaussianOracle:
         """Optimal map back from N(0, I): mean + Sigma^{1/2} z, (n, d) -> (n, d)."""
         return self.mean.to(z) + self._scaled(z, self.variances.to(z).sqrt())
 
+    def interpolate(self, t: Tensor | float, x: Tensor) -> Tensor:
+        """Place X_t = (1 - t) x + t T(x) (n, d) at time t of what starts at x (n, d)."""
+        s = column(t, x)
+        return (1 - s) * x + s * self.transport(x)
+
     def velocity(self, t: Tensor | float, x: Tensor) -> Tensor:
         """Velocity (n, d) of the displacement interpolation, constant along each straight path."""
         rates, w = self._displaced(t, x)
@@ -172,6 +206,11 @@ class MixtureOracle:
     def dim(self) -> int:
         """Dimension d."""
         return self.means.shape[1]
+
+    @property
+    def modes(self) -> Modes:
+        """The components."""
+        return Modes(self.weights, self.means, self.scale)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n rows (n, d) in the oracle's dtype, on its device."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flowzoo.data.dataset import Data, Dataset
 from flowzoo.data.validation import MINIMUM_ROWS, validate
@@ -33,6 +35,11 @@ class RealSet(Dataset):
     def splits(self) -> Splits:
         """Read train, val and test, (n, d) each, preprocessed as published."""
 
+    @property
+    def bits_per_dim(self) -> Callable[[Tensor, Tensor], Tensor] | None:
+        """For images, (nll (n,), x (n, d)) -> bits per dimension (n,), else None."""
+        return None
+
     def load(self) -> Data:
         """Read the splits, shorten them to `rows`, check them."""
         splits = self.splits()
@@ -43,7 +50,14 @@ class RealSet(Dataset):
             notes += f" First {len(splits[0])} training rows and {len(splits[2])} test rows only."
         train, val, test = (torch.from_numpy(np.array(s, dtype=np.float64)) for s in splits)
         data = Data(
-            self.name, train, val, test, columns=self.columns, notes=notes, title=self.title
+            self.name,
+            train,
+            val,
+            test,
+            columns=self.columns,
+            bits_per_dim=self.bits_per_dim,
+            notes=notes,
+            title=self.title,
         )
         return validate(data, self.name)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,7 @@ class Gaussian(Dataset):
     """
 
     name: ClassVar[str] = "gaussian"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"condition": 1e4, "mean": 0.5})
 
     def __init__(
         self,
@@ -47,7 +49,7 @@ class Gaussian(Dataset):
         test: int = 10_000,
         seed: int = 0,
     ) -> None:
-        _check_sizes(self.name, dim, train, val, test)
+        check_sizes(self.name, dim, train, val, test)
         if not 1 <= condition < math.inf:
             raise UserError(f"condition of {self.name} is {condition}; it must be finite, >= 1.")
         if dim == 1 and condition != 1:
@@ -88,6 +90,7 @@ class Gaussian(Dataset):
                 entropy=self.oracle.entropy,
                 log_prob=self.oracle.log_prob,
                 transport_cost=self.oracle.transport_cost,
+                oracle=self.oracle,
                 notes=f"Gaussian in {self.dim} dimensions, condition number {self.condition:g}.",
                 title=f"Gaussian, d = {self.dim}",
             ),
@@ -114,6 +117,7 @@ class Mixture(Dataset):
     """
 
     name: ClassVar[str] = "mixture"
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"components": 3, "scale": 2.0})
 
     def __init__(
         self,
@@ -126,7 +130,7 @@ class Mixture(Dataset):
         test: int = 10_000,
         seed: int = 0,
     ) -> None:
-        _check_sizes(self.name, dim, train, val, test)
+        check_sizes(self.name, dim, train, val, test)
         if components < 1:
             raise UserError(f"components of {self.name} is {components}; it must be at least 1.")
         if not 0 <= radius < math.inf:
@@ -167,6 +171,7 @@ class Mixture(Dataset):
                 entropy=entropy,
                 entropy_error=error,
                 log_prob=self.oracle.log_prob,
+                oracle=self.oracle,
                 notes=f"{self.components} Gaussians of standard deviation {self.scale:g} in"
                 f" {self.dim} dimensions, means at distance {self.radius:g}.",
                 title=f"mixture, d = {self.dim}",
@@ -182,7 +187,8 @@ def _rotation(dim: int, generator: torch.Generator) -> Tensor:
     return q * r.diagonal().sign()
 
 
-def _check_sizes(name: str, dim: int, train: int, val: int, test: int) -> None:
+def check_sizes(name: str, dim: int, train: int, val: int, test: int) -> None:
+    """Raise UserError for a dimension or a number of rows that is too small."""
     if dim < 1:
         raise UserError(f"dim of {name} is {dim}; it must be at least 1.")
     if min(train, val, test) < 2:

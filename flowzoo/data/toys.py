@@ -49,6 +49,11 @@ class Toy(Dataset):
             raise UserError(f"{self.name} needs at least 2 rows in each of train, val and test.")
         self.train, self.val, self.test, self.seed = train, val, test, seed
 
+    @property
+    def oracle(self) -> MixtureOracle | None:
+        """What is known beyond the density; None for nothing."""
+        return None
+
     @abstractmethod
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
         """Draw n fresh rows (n, 2), float64 on the CPU."""
@@ -68,6 +73,7 @@ class Toy(Dataset):
             test,
             entropy=self.entropy,
             log_prob=self.log_prob,
+            oracle=self.oracle,
             notes=f"{self.train} training points drawn from a known density, not standardised.",
             title=self.name,
         )
