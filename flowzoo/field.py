@@ -9,9 +9,9 @@ graph.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -268,6 +268,10 @@ class Gradient(Velocity):
     """
 
     provides = frozenset({"phi_t", "symmetric"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"potential": "mlp"},
+        {"potential": "mlp", "scale": 2.0},
+    )
 
     def __init__(self, potential: Potential, scale: float = 1.0) -> None:
         super().__init__()

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeAlias
@@ -119,6 +119,7 @@ class FixedGrid(Integrator):
     """
 
     tableau: ClassVar[Tableau]
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"recompute": True})
 
     def __init__(self, steps: int = 8, recompute: bool = False) -> None:
         if steps < 1:

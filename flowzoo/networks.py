@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,8 @@ class MLP(Velocity):
         (Tong, Fatras, Malkin, Huguet, Zhang, Rector-Brooks, Wolf & Bengio, TMLR 2024),
         https://arxiv.org/abs/2302.00482: three layers of 64, plain time, SELU
     """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"time": "fourier"})
 
     def __init__(
         self,

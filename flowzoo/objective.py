@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -97,6 +97,12 @@ class Likelihood(Objective):
         weight: The factor of the likelihood (OT-Flow's alpha_1).
         regularizers: Costs, each with its own weight.
     """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"regularizers": ["transport", "hjb"]},
+        {"weight": 100.0, "regularizers": ["jacobian-frobenius", "jko-w2"]},
+    )
 
     def __init__(self, weight: float = 1.0, regularizers: Sequence[Regularizer] = ()) -> None:
         for r in regularizers:

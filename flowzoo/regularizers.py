@@ -6,7 +6,8 @@ Each is a sum over dimensions, per sample, unweighted; the objective multiplies 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
@@ -76,6 +77,7 @@ class HJB(RunningCost):
     """
 
     needs = frozenset({"phi_t"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"power": "squared"})
 
     def __init__(
         self, weight: float = 1.0, power: Literal["absolute", "squared"] = "absolute"

@@ -7,8 +7,8 @@ log-determinant.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -85,6 +85,13 @@ class Hutchinson(TraceEstimator):
         https://arxiv.org/abs/1810.01367
     """
 
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"noise": "gaussian"},
+        {"samples": 3},
+        {"redraw": "stage"},
+    )
+
     def __init__(
         self,
         noise: Noise = "rademacher",
@@ -135,6 +142,10 @@ class SLQ(TraceEstimator):
     """
 
     needs = frozenset({"symmetric"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"noise": "gaussian", "samples": 2},
+    )
 
     def __init__(self, samples: int = 1, steps: int = 10, noise: Noise = "rademacher") -> None:
         _require_positive("slq", "samples", samples)

@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
-import oracles
 import pytest
 import torch
-from judge_subjects import Field, Rows, Scale, all_metrics, gaussian, matching, optimal
-from oracles import F64, GaussianOT, Linear
+from judge_subjects import Field, Rows, Scale, gaussian, matching, optimal
+from oracles import F64, GaussianOT
 
 from flowzoo.continuous import Continuous
 from flowzoo.data import standardised
 from flowzoo.data.oracles import GaussianOracle
 from flowzoo.data.synthetic import Mixture
-from flowzoo.errors import Diverged
 from flowzoo.field import Gradient
-from flowzoo.integrators import RK1, RK4
 from flowzoo.judge import Subject, evaluate, mean
-from flowzoo.judge.metrics import KL, NLL, RoundTrip
-from flowzoo.odeint import Dopri5
-from flowzoo.traces import Hutchinson
+from flowzoo.judge.likelihood import KL, NLL
+from flowzoo.judge.measure import quantile
 
 DTYPES = [torch.float32, F64]
 
@@ -39,10 +34,12 @@ def test_the_nll_of_the_exact_flow_is_that_of_the_true_density(dim, dtype):
     truth = -data.log_prob(data.test)
     assert nll.value == pytest.approx(truth.mean().item(), abs=2e-5)
     assert nll.parts["sampling"] == pytest.approx(truth.std().item() / 20, rel=1e-4)
-    assert nll.error == pytest.approx(math.hypot(nll.parts["sampling"], nll.parts["solver"]))
+    assert nll.parts["trace"] == 0
+    random = quantile(400) * nll.parts["sampling"]
+    assert nll.error == pytest.approx(random + nll.parts["solver"], rel=1e-12)
     assert abs(kl.value) < 2e-5
     assert kl.error < 2e-5
-    assert abs(nll.value - data.entropy) < 4 * nll.error
+    assert abs(nll.value - data.entropy) < nll.error
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -66,7 +63,7 @@ def test_standardised_data_are_reported_in_their_own_coordinates(dtype):
 
 
 def test_kl_between_two_gaussians():
-    """KL(N(0, S) || N(0, s^2 I)) = (tr S / s^2 - d - log det(S / s^2)) / 2, within 4 errors."""
+    """KL(N(0, S) || N(0, s^2 I)) = (tr S / s^2 - d - log det(S / s^2)) / 2, within the error."""
     dataset = gaussian(3, test=4000, mean=0.0)
     data, s2 = dataset.load(), 1.7**2
     variances = dataset.oracle.variances
@@ -77,7 +74,7 @@ def test_kl_between_two_gaussians():
     gap = data.log_prob(data.test) - other.log_prob(data.test)
     assert kl.value == pytest.approx(gap.mean().item(), abs=2e-5)
     assert kl.parts["sampling"] == pytest.approx(gap.std().item() / 4000**0.5, rel=1e-3)
-    assert abs(kl.value - truth) < 4 * kl.error < 0.1 * truth
+    assert abs(kl.value - truth) < kl.error < 0.06 * truth
 
 
 def test_kl_needs_the_true_density(places):
@@ -94,10 +91,10 @@ def test_the_solver_error_covers_a_coarse_judge(tolerance):
     measures = evaluate(matching(dataset), data, metrics=[NLL(), KL()], tolerance=tolerance)
     truth, nll = -data.log_prob(data.test).mean().item(), measures["nll"]
     wrong = abs(nll.value - truth)
-    assert 1e-4 < wrong < 3 * nll.parts["solver"]
+    assert 1e-4 < wrong < nll.parts["solver"]
     assert measures["kl"].parts["solver"] == nll.parts["solver"] < 40 * wrong
     assert f"{tolerance:g}" in nll.note
-    assert abs(measures["kl"].value) < 3 * measures["kl"].error
+    assert abs(measures["kl"].value) < measures["kl"].error
 
 
 def test_the_certificate_shrinks_with_the_tolerance():
@@ -110,15 +107,28 @@ def test_the_certificate_shrinks_with_the_tolerance():
     assert errors[0] > 10 * errors[1] > 100 * errors[2]
 
 
+def test_the_error_is_half_of_a_99_percent_interval():
+    """Random errors add in squares, a bias adds as it is; the quantiles are those of tables."""
+    assert quantile(10**6) == pytest.approx(2.5758, abs=1e-4)
+    assert [quantile(n) for n in (2, 11)] == pytest.approx([63.657, 3.169], abs=1e-3)
+    values, change = torch.tensor([1.0, 2.0, 3.0, 6.0]), torch.tensor([0.2, 0.4, 0.2, 0.4])
+    measure = mean(values, change, trace=2.0)
+    assert measure.parts["sampling"] == pytest.approx((14 / 3 / 4) ** 0.5)
+    assert measure.parts["trace"] == 2.0
+    assert measure.parts["solver"] == pytest.approx(0.3)
+    assert measure.error == pytest.approx(5.8409 * (14 / 12 + 4) ** 0.5 + 0.3, rel=1e-4)
+    assert mean(values[:1], change[:1]).error is None
+
+
 def test_changes_that_cancel_on_the_subsample_are_not_taken_for_none():
     values, change = torch.zeros(1000, dtype=F64), torch.tensor([1.0, -1.0] * 50, dtype=F64)
     solver = mean(values, change).parts["solver"]
-    assert solver == pytest.approx(change.std().item() * (0.9 / 100) ** 0.5)
+    assert solver == pytest.approx(quantile(100) * change.std().item() * (0.9 / 100) ** 0.5)
     everything = torch.tensor([1.0, -0.5] * 500)  # nothing is left out: the mean change is known
     assert mean(values, everything).parts["solver"] == pytest.approx(0.25)
 
 
-def test_the_solver_error_bounds_the_bias_as_often_as_a_standard_error_should(seeded):
+def test_the_solver_error_bounds_the_bias_as_often_as_it_says(seeded):
     """Over many subsamples of heavy-tailed changes; the mean alone does so every second time."""
     generator = seeded(4)
     change = torch.randn(2000, generator=generator, dtype=F64) ** 3 + 0.1
@@ -128,46 +138,5 @@ def test_the_solver_error_bounds_the_bias_as_often_as_a_standard_error_should(se
         part = change[torch.randperm(2000, generator=generator)[:200]]
         bounds.append(mean(values, part).parts["solver"] >= bias)
         means.append(part.mean().abs().item() >= bias)
-    assert sum(bounds) > 0.78 * 500
+    assert sum(bounds) > 0.98 * 500
     assert sum(means) < 0.75 * 500
-
-
-@pytest.mark.parametrize("integrator", [RK4(1), RK4(2), RK1(3)], ids=["rk4-1", "rk4-2", "rk1-3"])
-def test_own_minus_judge_has_the_sign_and_size_of_a_coarse_solver(integrator):
-    """For v = -x the steps multiply by R(-h), so the flow's own density is a closed form."""
-    d, a, data = 2, -1.0, gaussian(2).load()
-    flow = Continuous(Linear(a * torch.eye(d, dtype=F64)), integrator)
-    parts = evaluate(flow, data, metrics=[NLL()])["nll"].parts
-    h = a / integrator.steps
-    growth = sum(h**k / math.factorial(k) for k in range(integrator.tableau.order + 1))
-    factor, square = growth**integrator.steps, data.test.square().sum(-1)
-    expected = 0.5 * (factor**2 - math.exp(2 * a)) * square  # ladj is a d on every grid
-    assert abs(expected.mean()) > 1e-5
-    assert parts["own_minus_judge"] == pytest.approx(expected.mean().item(), rel=0.02, abs=3e-6)
-    assert parts["own_minus_judge_error"] == pytest.approx(expected.std().item() / 20, rel=0.05)
-
-
-def test_own_numerics_that_fail_are_left_out_of_a_good_likelihood():
-    gave_up = Continuous(Linear(-torch.eye(2, dtype=F64)), Dopri5(1e-12, 1e-12, max_steps=1))
-    data = gaussian(2).load()
-    parts = evaluate(gave_up, data, metrics=[NLL()])["nll"].parts
-    assert parts.keys() == {"sampling", "solver"}
-    with pytest.raises(Diverged, match=r"RoundTrip cannot be measured: .*max_num_steps"):
-        evaluate(gave_up, data, metrics=[RoundTrip()])
-
-
-def test_trained_with_hutchinson_judged_exactly(seeded):
-    """Two calls agree in every bit, and the trace is that of the matrix."""
-    a = torch.randn(12, 12, generator=seeded(3), dtype=F64) / 12
-    flow, data = Continuous(Linear(a), RK4(8), Hutchinson()), gaussian(12, condition=2.0).load()
-    first, second = (evaluate(flow, data, metrics=all_metrics(), seed=5) for _ in range(2))
-    assert first == second
-    z, ladj, *_ = oracles.linear_ends(a, data.test)
-    truth = -(oracles.standard_normal(z) + ladj).mean().item()
-    assert first["nll"].value == pytest.approx(truth, abs=2e-5)
-    own = first["nll"].parts
-    assert own["own_minus_judge_error"] > 1e-3  # the noise of one probe is there to be seen
-    assert abs(own["own_minus_judge"]) < 5 * own["own_minus_judge_error"]
-    other = evaluate(flow, data, metrics=[NLL()], seed=6)["nll"]
-    assert other.value == first["nll"].value
-    assert other.parts["own_minus_judge"] != own["own_minus_judge"]

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from flowzoo.errors import Diverged
-from flowzoo.judge.measure import Measure, Metric, bias_bound, mean, standard_error
-from flowzoo.judge.subject import AGAIN, OWN, Subject, at_least_two
+from flowzoo.judge.measure import Measure, Metric, at_least_two, bias_bound, mean, standard_error
+from flowzoo.judge.subject import AGAIN, OWN, Subject
 
 
 class NLL(Metric):
@@ -123,8 +123,7 @@ def density_gap(subject: Subject) -> Tensor | None:
 
 def density_change(subject: Subject, n: int) -> Tensor:
     """Return the judge's log-density less that of the finer solve, on n points."""
-    rows, fine = subject.again(n)
-    return subject.log_prob[rows] - fine.log_prob
+    return subject.beside(n)[1] - subject.again(n)[1].log_prob
 
 
 def _own(subject: Subject, judge: Measure) -> Measure | None:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 
 from torch import Tensor
 
+from flowzoo.errors import UserError
+
 if TYPE_CHECKING:
     from flowzoo.judge.subject import Subject
 
@@ -122,3 +124,14 @@ def quantile(n: int) -> float:
     from scipy.special import stdtrit
 
     return float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2))
+
+
+def at_least_two(metric: str, subsample: int) -> int:
+    """Return the size of a subsample.
+
+    Raises:
+        UserError: It is smaller than 2.
+    """
+    if subsample < 2:
+        raise UserError(f"the subsample of {metric} must be at least 2 points, got {subsample}")
+    return subsample

@@ -85,7 +85,7 @@ def pieces(one: Callable[[Tensor], T], n: int, size: int, device: torch.device) 
         except RuntimeError as error:  # torch.OutOfMemoryError is one
             if size == 1 or not any(words in str(error).lower() for words in _MEMORY):
                 raise
-            size = (size + 1) // 2
+            size = (len(rows) + 1) // 2
             continue
         yield made
         start += len(rows)

@@ -159,6 +159,21 @@ class Subject:
 
         return self._of_rows("again", n, make)
 
+    def beside(self, n: int) -> tuple[Tensor, Tensor]:
+        """Return the indices of n test points, and their log p by the judge beside `again`.
+
+        That is `log_prob`, unless the judge's trace is an estimate: then the points are solved
+        with the probes of the finer solve, so that the two differ by the solver alone.
+        """
+
+        def make(rows: Tensor) -> Tensor:
+            if not self.trace_error:
+                return self.log_prob[rows]
+            context = None if self.context is None else self.context[rows]
+            return self._solve(self.judged, self.x[rows], context).log_prob
+
+        return self._of_rows("beside", n, make)
+
     def own(self, n: int) -> tuple[Tensor, Solved]:
         """Return the indices of n test points, and what the flow's own numerics make of them."""
 
@@ -172,9 +187,11 @@ class Subject:
         """Return the indices of n test points, and decode(encode(x)) by the judge's numerics."""
 
         def make(rows: Tensor) -> Tensor:
-            context = None if self.context is None else self.context[rows]
-            with torch.no_grad():
-                return self.judged.decode(self.encoded.z[rows], context)
+            def one(part: Tensor) -> Tensor:
+                context = None if self.context is None else self.context[rows[part]]
+                return self.judged.decode(self.encoded.z[rows[part]], context)
+
+            return torch.cat(list(pieces(one, len(rows), _SAMPLES, rows.device)))
 
         return self._of_rows("back", n, make)
 
@@ -272,14 +289,3 @@ def _dtype(flow: Flow, x: Tensor) -> torch.dtype:
     """Return the precision of the flow's weights, or of the data where it has none."""
     tensors = (*flow.parameters(), *flow.buffers())
     return next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
-
-
-def at_least_two(metric: str, subsample: int) -> int:
-    """Return the size of a subsample.
-
-    Raises:
-        UserError: It is smaller than 2.
-    """
-    if subsample < 2:
-        raise UserError(f"the subsample of {metric} must be at least 2 points, got {subsample}")
-    return subsample

@@ -107,6 +107,8 @@ def _parse(module: str, file: Path, _mtime: int) -> Module:
             nodes[node.name] = node
         elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
             nodes[node.targets[0].id] = node.value
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+            nodes[node.target.id] = node.value
     return Module(module, file, names, nodes)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +44,11 @@ class ODENet(Velocity):
         `zero_last` is of How to Train Your Neural ODE (Finlay et al., ICML 2020),
         https://arxiv.org/abs/2002.02798
     """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        *({"hidden": (8, 8), "layer": layer} for layer in LAYERS),
+    )
 
     def __init__(
         self,

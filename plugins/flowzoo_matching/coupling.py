@@ -37,6 +37,7 @@ class Coupling(ABC):
     """A joint law of data and noise with the right marginals, drawn from on a batch."""
 
     kind: ClassVar[str] = "coupling"
+    checks: ClassVar[str] = "flowzoo_matching.conformance.coupling"
 
     @abstractmethod
     def pair(

@@ -43,6 +43,7 @@ class ProbabilityPath(ABC):
     """
 
     kind: ClassVar[str] = "path"
+    checks: ClassVar[str] = "flowzoo_matching.conformance.path"
     t_range: tuple[float, float] = (0.0, 1.0)
 
     @abstractmethod

@@ -43,6 +43,7 @@ class Schedule(ABC):
     """
 
     kind: ClassVar[str] = "schedule"
+    checks: ClassVar[str] = "flowzoo_matching.conformance.schedule"
     t_range: tuple[float, float] = (0.0, 1.0)
 
     @abstractmethod

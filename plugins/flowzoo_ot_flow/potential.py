@@ -13,6 +13,8 @@ and backwards, from z_{M+1} = w:
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,7 @@ class ResNetPotential(Potential):
     """
 
     c: Tensor
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"layers": 4, "width": 5})
 
     def __init__(
         self,

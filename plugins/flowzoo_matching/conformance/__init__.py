@@ -1,0 +1,1 @@
+"""What paths, schedules and couplings promise, as checks for `flowzoo check`."""
