@@ -179,7 +179,8 @@ def coarse(points: int) -> list[str]:
     two_steps = case.flow.with_numerics(RK4(2))
     found = evaluate(two_steps, data, metrics=[NLL()])
     own, judge = found["nll-own"], found["nll"]
-    assert own.error is not None and judge.error is not None
+    assert own.error is not None
+    assert judge.error is not None
     whole = Subject(two_steps, data).own(points)[1].log_prob
     difference = abs(-float(whole.mean()) - judge.value)
     verdict = "covers it" if difference <= own.parts["solver"] else "DOES NOT COVER IT"

@@ -112,7 +112,7 @@ def test_flows_without_weights_follow_the_data():
     assert Subject(Scale(2, dtype=torch.float32), data).x.dtype == torch.float32  # a buffer
     measures = evaluate(Halve(), data, metrics=all_metrics())
     assert measures["nll"] == evaluate(Scale(2), data, metrics=all_metrics())["nll"]
-    assert measures["nll"].note.startswith("the flow's own numerics")
+    assert measures["nll"].note.startswith("its own numerics")
 
 
 def test_conditional_flows_are_judged_with_their_context(places, monkeypatch):

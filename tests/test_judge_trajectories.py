@@ -21,7 +21,7 @@ from flowzoo.judge import evaluate
 from flowzoo.judge.inverse import InverseError
 from flowzoo.judge.likelihood import KL, NLL
 from flowzoo.judge.measure import quantile
-from flowzoo.judge.subject import Elapsed
+from flowzoo.judge.solves import Elapsed
 from flowzoo.judge.trajectories import PathEnergy, Straightness, TransportCost
 from flowzoo.odeint import Dopri5
 

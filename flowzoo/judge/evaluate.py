@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from flowzoo.adapters import adapt
 from flowzoo.errors import Diverged, UserError
 from flowzoo.flow import Flow
 from flowzoo.judge.measure import Measure, Metric
@@ -17,7 +19,7 @@ from flowzoo.judge.subject import Subject
 
 
 def evaluate(
-    flow: Flow,
+    flow: Any,
     data: Points,
     scale: Standardised | None = None,
     metrics: Sequence[Metric] = (),
@@ -28,7 +30,7 @@ def evaluate(
     """Score a flow on test points; the flow is left as it was.
 
     Arguments:
-        flow: The trained flow.
+        flow: The trained flow, or any object with `log_prob` and `sample` (`flowzoo.adapters`).
         data: Test points, in the flow's coordinates.
         scale: The map from the data's published coordinates, if any.
         metrics: What to measure.
@@ -44,6 +46,7 @@ def evaluate(
         UserError: There are no test points, or two metrics give the same number.
     """
     measures: dict[str, Measure] = {}
+    flow = adapt(flow, data.test.shape[1])
     # Divergences need gradients inside the solve, even where the caller records none.
     with _in_evaluation(flow), torch.inference_mode(False):
         subject = Subject(flow, data, scale, device, seed, tolerance)

@@ -118,6 +118,22 @@ def bias_bound(change: Tensor, n: int) -> float:
     return abs(float(change.mean())) + spread
 
 
+def error_of_noise(repeats: Tensor, n: int) -> float:
+    """Return the standard error of a mean over n points from the noise of its values.
+
+    The variance of a point's value is averaged over points, and divided by their number, as noise
+    that is a point's own averages out; to it is added what the means of the repeats vary by beyond
+    that, which is noise that points share.
+
+    Arguments:
+        repeats: Values (r, k) of k points with independent noise, r times.
+        n: Number of points that the mean is taken over.
+    """
+    each = float(repeats.var(0).mean())
+    shared = max(0.0, float(repeats.mean(1).var()) - each / repeats.shape[1])
+    return (each / n + shared) ** 0.5
+
+
 @lru_cache
 def quantile(n: int) -> float:
     """Return how many standard errors of a mean of n values make half of a 99 % interval."""

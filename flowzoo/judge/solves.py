@@ -9,12 +9,22 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from flowzoo.errors import Incompatible
+from flowzoo.field import Point
 from flowzoo.flow import Encoded, Flow, log_normal
 from flowzoo.judge.numerics import piece
-from flowzoo.regularizers import RunningCost
+from flowzoo.regularizers import RunningCost, Transport
 
 T = TypeVar("T")
 _MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+
+
+class Elapsed(RunningCost):
+    """The time that a trajectory takes: T for a flow that ends at T, their sum for a chain."""
+
+    def rate(self, at: Point, probes: Tensor | None) -> Tensor:
+        """Return 1."""
+        return torch.ones_like(at.v[:, 0])
 
 
 @dataclass(frozen=True)
@@ -28,6 +38,16 @@ class Solved:
 
     log_prob: Tensor
     encoded: Encoded | None = None
+
+
+def running_costs(flow: Flow) -> tuple[RunningCost, ...]:
+    """Return what is integrated along the way: transport cost and time, where there is a way."""
+    costs = (Transport(), Elapsed())
+    try:
+        flow.requires(costs)
+    except Incompatible:
+        return ()
+    return costs
 
 
 def solve(

@@ -16,26 +16,18 @@ import torch
 from torch import Tensor
 
 from flowzoo.errors import Diverged, Incompatible, UserError
-from flowzoo.field import Point
 from flowzoo.flow import Encoded, Flow
+from flowzoo.judge.measure import error_of_noise
 from flowzoo.judge.numerics import FINER, TOLERANCE, JudgeTrace
 from flowzoo.judge.points import Points, Standardised
-from flowzoo.judge.solves import Solved, pieces, solve
+from flowzoo.judge.solves import Solved, pieces, running_costs, solve
 from flowzoo.odeint import Dopri5
-from flowzoo.regularizers import RunningCost, Transport
+from flowzoo.regularizers import RunningCost
 
 AGAIN = 200  # test points that are solved again, for the solver's error
 OWN = 1000  # test points on which the flow's own numerics are tried
 REPEATS = 8  # solves with independent probes, where the judge's trace is an estimate
 _SAMPLES = 4096  # samples drawn at once
-
-
-class Elapsed(RunningCost):
-    """The time that a trajectory takes: T for a flow that ends at T, their sum for a chain."""
-
-    def rate(self, at: Point, probes: Tensor | None) -> Tensor:
-        """Return 1."""
-        return torch.ones_like(at.v[:, 0])
 
 
 class Subject:
@@ -96,12 +88,7 @@ class Subject:
     @cached_property
     def running(self) -> tuple[RunningCost, ...]:
         """What is integrated along the way: transport cost and time, where there is a way."""
-        costs = (Transport(), Elapsed())
-        try:
-            self.flow.requires(costs)
-        except Incompatible:
-            return ()
-        return costs
+        return running_costs(self.judged)
 
     @cached_property
     def judged(self) -> Flow:
@@ -119,7 +106,7 @@ class Subject:
     def numerics(self) -> str:
         """By what the test points are solved, in a clause."""
         if self.judged is self.flow:
-            return "the flow's own numerics, as it takes no others"
+            return "its own numerics where a flow takes no others"
         trace = "SLQ" if self.trace_error else "exact trace"
         return f"{trace}, dopri5 at {self.tolerance:g}"
 
@@ -230,23 +217,22 @@ class Subject:
         """Standard error of the mean log-density from the noise of a trace estimate, in nats.
 
         Zero where two solves with independent probes agree in every bit: the trace is exact.
-        Otherwise AGAIN points are solved REPEATS times. The variance of a point's log-density is
-        averaged over points, and divided by their number, as their probes are independent; to it
-        is added what the means of the solves vary by beyond that, which is noise that points share.
+        Otherwise AGAIN points are solved REPEATS times.
         """
         rows = self.rows(AGAIN)
         context = None if self.context is None else self.context[rows]
 
         def density(repeat: int) -> Tensor:
-            return self._solve(self.judged, self.x[rows], context, 1000 + repeat).log_prob
+            solved = self._careful(
+                self.judged, self.tolerance, self.x[rows], context, 1000 + repeat
+            )
+            return solved.log_prob
 
         first, second = density(0), density(1)
         if torch.equal(first, second):
             return 0.0
-        found = torch.stack([first, second, *(density(i) for i in range(2, REPEATS))])
-        each = float(found.var(0).mean())
-        shared = max(0.0, float(found.mean(1).var()) - each / len(rows))
-        return (each / len(self.x) + shared) ** 0.5
+        found = [first, second, *(density(i) for i in range(2, REPEATS))]
+        return error_of_noise(torch.stack(found), len(self.x))
 
     def _of_rows(self, name: str, n: int, make: Callable[[Tensor], Any]) -> tuple[Tensor, Any]:
         key = (name, min(n, len(self.x)), 0)
@@ -256,11 +242,19 @@ class Subject:
         return self._kept[key]
 
     def _solve(self, flow: Flow, x: Tensor, context: Tensor | None, stream: int = 0) -> Solved:
-        return solve(flow, x, context, self.running, self.generator(stream), self.volume)
+        running = self.running if flow is not self.flow else running_costs(flow)
+        return solve(flow, x, context, running, self.generator(stream), self.volume)
 
-    def _careful(self, flow: Flow, tolerance: float, x: Tensor, context: Tensor | None) -> Solved:
+    def _careful(
+        self,
+        flow: Flow,
+        tolerance: float,
+        x: Tensor,
+        context: Tensor | None,
+        stream: int = 0,
+    ) -> Solved:
         try:
-            return self._solve(flow, x, context)
+            return self._solve(flow, x, context, stream)
         except Diverged as error:
             reason = str(error).partition(";")[0]
             raise Diverged(
