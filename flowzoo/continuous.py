@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,24 @@ class Continuous(Flow):
     References:
         FFJORD (Grathwohl et al., ICLR 2019), https://arxiv.org/abs/1810.01367
     """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"velocity": {"name": "mlp", "hidden": [8]}},
+        {
+            "velocity": {"name": "gradient", "potential": {"name": "mlp", "hidden": [8]}},
+            "train_end_time": True,
+        },
+        {
+            "velocity": {"name": "mlp", "hidden": [8]},
+            "integrator": "dopri5",
+            "trace": "hutchinson",
+        },
+        {
+            "velocity": {"name": "mlp", "hidden": [8]},
+            "integrator": {"name": "rk4", "recompute": True},
+            "trace": {"name": "hutchinson", "redraw": "stage"},
+        },
+    )
 
     def __init__(
         self,

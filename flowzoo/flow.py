@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +113,15 @@ class Chain(Flow):
     Arguments:
         blocks: The flows, first the one next to the data.
     """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {
+            "blocks": [
+                "moving-batch-norm",
+                {"name": "continuous", "velocity": {"name": "mlp", "hidden": [8]}},
+            ]
+        },
+    )
 
     def __init__(self, blocks: Sequence[Flow]) -> None:
         super().__init__()

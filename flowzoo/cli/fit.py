@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowzoo.cli.options import (
+    METRICS,
     Command,
     count_type,
     data_spec,
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from flowzoo.bench import Cell, Record
     from flowzoo.registry.reader import Problem
 
-METRICS = ("nll", "kl", "transport", "inverse-error")
 _SOURCE = "command line"  # the matrix that the arguments of `fit` make
 _PLACES = {  # what its keys are called there, the longer ones first
     "flows.0.set": "--set",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowzoo.cli.options import Command, count_type, data_spec, json_option, lines, seed_type
+from flowzoo.cli.options import METRICS, Command, count_type, data_spec, json_option, lines, seed_type
 from flowzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ def sample_command(folder: Path, count: int, seed: int, out: Path | None) -> Non
 @click.command("score", cls=Command)
 @folder_argument
 @click.argument("data", required=False)
-@click.option("--metric", "-m", "metrics", multiple=True, help="What to measure [all].")
+@click.option("--metric", "-m", "metrics", multiple=True, help="What to measure [nll, kl, transport, inverse-error].")
+@click.option("--all", "everything", is_flag=True, help="Measure everything that applies.")
 @click.option(
     "--tolerance", type=float, help="Tolerance of the judge's solver [that of the cell, 1e-5]."
 )
@@ -58,6 +59,7 @@ def score_command(
     folder: Path,
     data: str | None,
     metrics: Sequence[str],
+    everything: bool,
     tolerance: float | None,
     parts: bool,
     as_json: bool,
@@ -71,6 +73,7 @@ def score_command(
       flowzoo score my-flow
       flowzoo score my-flow -m nll --parts
       flowzoo score my-flow other.csv -m nll -m mmd
+      flowzoo score my-flow --all
     """
     from flowzoo.build import build
     from flowzoo.judge import evaluate
@@ -78,7 +81,7 @@ def score_command(
 
     trained = _trained(folder)
     registry = trained.cell.registry()
-    names = metrics or registry.names("metric")
+    names = registry.names("metric") if everything else metrics or METRICS
     chosen = [build("metric", name, registry) for name in names]
     points, scale = _points(trained, data)
     judge = trained.cell.judge if tolerance is None else Judge(tolerance)

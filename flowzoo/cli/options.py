@@ -17,6 +17,7 @@ plugin_option = click.option(
     help="A Python file whose flowzoo_components() offers more components; may be repeated.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+METRICS = ("nll", "kl", "transport", "inverse-error")  # what a single flow is judged by
 FILES = (".csv", ".npy", ".npz", ".parquet")
 seed_type = click.IntRange(min=0)
 count_type = click.IntRange(min=1)
