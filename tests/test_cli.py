@@ -283,8 +283,15 @@ def test_fit_sample_score(flowzoo, here, monkeypatch):
     scores = json.loads(flowzoo("score", flow, "--json").out)
     assert scores == record["metrics"]
     assert "kl" in scores
-    assert list(json.loads(flowzoo("score", flow, "moons", "-m", "nll", "--json").out)) == ["nll"]
+    scores = json.loads(flowzoo("score", flow, "moons", "-m", "nll", "--json").out)
+    assert list(scores) == ["nll", "nll-own"]
     assert re.search(r"^nll +\d+\.\d+ +± 0\.\d+ +nats", flowzoo("score", flow, "-m", "nll").out)
+    shown = flowzoo("score", flow, "-m", "nll", "--parts", "--tolerance", 1e-3).out
+    assert "dopri5 at 0.001" in shown
+    for part in ("sampling", "solver", "trace", "inverse"):
+        assert re.search(rf"\d +{part}$", shown, re.MULTILINE), part
+    (line,) = refusal(flowzoo("score", flow, "-m", "nll", "--tolerance", 5))
+    assert "tolerance must lie in [1e-10, 1], got 5.0" in line
     (line,) = refusal(flowzoo("score", flow, "-m", "nlll"))
     assert "did you mean 'nll'" in line
     (line,) = refusal(flowzoo("score", flow, "{name: gaussian, dim: 3}"))

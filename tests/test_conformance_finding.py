@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import conformance_fakes
 import pytest
@@ -13,7 +14,7 @@ from flowzoo.conformance.runner import run
 from flowzoo.errors import UserError
 from flowzoo.recipes import load_recipes
 from flowzoo.registry import Component, Registry
-from flowzoo.traces import Hutchinson
+from flowzoo.traces import Hutchinson, TraceEstimator
 
 FAKES = Path(conformance_fakes.__file__)
 
@@ -182,3 +183,36 @@ def test_a_broken_plugin_and_a_clash_fail_alone():
     }  # fmt: skip
     assert "no_such_module" in found[0].detail
     assert "offered by a 1" in found[2].detail
+
+
+class WithExamples(TraceEstimator):
+    """An estimator that is checked with two examples."""
+
+    examples: ClassVar = ({}, {"samples": 3})
+
+    def __init__(self, samples: int = 1) -> None:
+        self.samples = samples
+
+    def probes(self, x, generator=None):
+        return None
+
+    def __call__(self, a, probes, fn=None):
+        return a.dense().diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+class SameOptions(WithExamples):
+    """It takes what its base takes."""
+
+
+class OtherOptions(WithExamples):
+    """It takes something else."""
+
+    def __init__(self, size: int = 1) -> None:
+        super().__init__(size)
+
+
+@pytest.mark.parametrize(("cls", "count"), [(WithExamples, 2), (SameOptions, 2), (OtherOptions, 1)])
+def test_examples_are_inherited_with_the_options_that_they_give(cls, count):
+    found = specimens([cls])
+    assert len(found) == count
+    assert not any(each.broken for each in found)

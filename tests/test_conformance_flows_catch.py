@@ -7,9 +7,9 @@ import wrong_flow_manners
 import wrong_flows
 from right_flows import Density, Right
 
-from flowzoo.conformance import flows
 from flowzoo.conformance.check import Check
 from flowzoo.conformance.finding import specimens
+from flowzoo.conformance.promises import flows
 from flowzoo.conformance.runner import run
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.flow import Flow

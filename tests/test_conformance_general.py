@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flowzoo.conformance.finding import checks_for, specimens
-from flowzoo.conformance.portrait import portrait
+from flowzoo.conformance.probes.portrait import portrait
 from flowzoo.conformance.runner import run
 from flowzoo.errors import UserError
 from flowzoo.registry import Registry

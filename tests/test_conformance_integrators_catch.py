@@ -7,7 +7,7 @@ import wrong_integrator_manners
 import wrong_integrators
 from checking import failed, outcomes
 
-from flowzoo.conformance import known
+from flowzoo.conformance.probes import known
 
 PAIRED = ("batch-independence", "default-dtype", "permutation", "state", "times")  # two calls
 

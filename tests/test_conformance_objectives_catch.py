@@ -6,7 +6,7 @@ import pytest
 import wrong_objectives
 from checking import failed, outcomes
 
-from flowzoo.conformance import trainees
+from flowzoo.conformance.probes import trainees
 from flowzoo.recipes import Recipe
 
 # The first check is the one that is meant; what else fails follows from it.

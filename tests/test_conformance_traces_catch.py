@@ -8,7 +8,7 @@ import wrong_traces
 from checking import failed, outcomes
 
 from flowzoo.conformance.check import Failed, Skipped
-from flowzoo.conformance.sequential import mean_is_zero
+from flowzoo.conformance.probes.sequential import mean_is_zero
 
 PAIRED = ("batch-independence", "default-dtype", "permutation", "precision")  # compare two calls
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flowzoo.conformance import general
 from flowzoo.conformance.check import Check
 from flowzoo.conformance.finding import cases, specimens
+from flowzoo.conformance.promises import general
 from flowzoo.conformance.report import Outcome, Result
 from flowzoo.conformance.runner import run
 from flowzoo.registry import Registry

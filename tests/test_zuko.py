@@ -12,6 +12,8 @@ import torch
 from judge_subjects import Rows
 from oracles import gap, jacobian
 
+from flowzoo.conformance.finding import cases, specimens
+from flowzoo.conformance.runner import run
 from flowzoo.data.synthetic import Gaussian
 from flowzoo.errors import Incompatible, UserError
 from flowzoo.flow import log_normal
@@ -214,3 +216,7 @@ def test_without_zuko_the_extra_is_named(monkeypatch):
     component = Component("flow", "zuko", "flowzoo_zuko.flow:Zuko", "flowzoo 0.1.0")
     with pytest.raises(UserError, match=r"needs 'zuko', .* pip install 'flowzoo\[zuko\]'"):
         load_class(component)
+    registry = Registry([component])
+    assert [each.state for each in registry.load_all()] == ["missing"]
+    (case,) = cases(specimens(["flow/zuko"], registry))
+    assert run(case.specimen, case.check).outcome == "skip"

@@ -101,7 +101,7 @@ def cli(ctx: click.Context) -> None:
 def main() -> None:
     """Run the command; print what went wrong in one sentence and exit with a code that says who."""
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(prog_name="flowzoo", standalone_mode=False)
     except click.ClickException as error:
         _refuse(_sentence(error))
     except (click.Abort, KeyboardInterrupt):

@@ -88,7 +88,8 @@ def show_command(name: str, plugins: tuple[Path, ...], as_json: bool) -> None:
 def plugins_command(plugins: tuple[Path, ...], as_json: bool) -> None:
     """List who offers components, and which are broken.
 
-    Every component is imported to find out. Exit code 1 if one is broken.
+    Every component is imported to find out. Exit code 1 if one is broken; one that needs an extra
+    that is not installed is listed, but is not.
 
     Examples:
       flowzoo plugins
@@ -104,13 +105,18 @@ def plugins_command(plugins: tuple[Path, ...], as_json: bool) -> None:
     else:
         for origin in dict.fromkeys(row["origin"] for row in rows):
             mine = [row for row in rows if row["origin"] == origin]
-            bad = [row for row in mine if row["state"] != "ok"]
-            click.echo(f"{origin}: {len(mine) - len(bad)} ok, {len(bad)} broken")
-            for row in bad:
+            found = {state: [r for r in mine if r["state"] in states] for state, states in _STATES}
+            counts = [f"{len(rows)} {state}" for state, rows in found.items() if state != "missing"]
+            counts += [f"{len(found['missing'])} missing"] * bool(found["missing"])
+            click.echo(f"{origin}: {', '.join(counts)}")
+            for row in (*found["broken"], *found["missing"]):
                 said = f"  {row['kind']}/{row['name']} ({row['state']}): {row['error']}"
                 click.echo(_filled(said, 4))
-    if any(row["state"] != "ok" for row in rows):
+    if any(row["state"] in ("broken", "clash") for row in rows):
         raise SystemExit(1)
+
+
+_STATES = (("ok", ("ok",)), ("broken", ("broken", "clash")), ("missing", ("missing",)))
 
 
 def _row(component: Component, registry: Registry) -> dict[str, str]:

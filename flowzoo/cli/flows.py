@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flowzoo.cli.options import METRICS, Command, count_type, data_spec, json_option, lines, seed_type
+from flowzoo.cli.options import (
+    METRICS,
+    Command,
+    count_type,
+    data_spec,
+    json_option,
+    lines,
+    seed_type,
+)
 from flowzoo.errors import UserError
 
 if TYPE_CHECKING:
@@ -48,7 +56,13 @@ def sample_command(folder: Path, count: int, seed: int, out: Path | None) -> Non
 @click.command("score", cls=Command)
 @folder_argument
 @click.argument("data", required=False)
-@click.option("--metric", "-m", "metrics", multiple=True, help="What to measure [nll, kl, transport, inverse-error].")
+@click.option(
+    "--metric",
+    "-m",
+    "metrics",
+    multiple=True,
+    help="What to measure [nll, kl, transport, inverse-error].",
+)
 @click.option("--all", "everything", is_flag=True, help="Measure everything that applies.")
 @click.option(
     "--tolerance", type=float, help="Tolerance of the judge's solver [that of the cell, 1e-5]."

@@ -17,7 +17,7 @@ from flowzoo.registry import Component, Registry, suggest
 from flowzoo.registry.component import reason
 
 RECIPE = "recipe"  # asked for like a kind; what is checked of a recipe is its flow
-_GENERAL = "flowzoo.conformance.general"
+_GENERAL = "flowzoo.conformance.promises.general"
 _MODULES = {
     "flow": "flows",
     "velocity": "fields",
@@ -108,7 +108,10 @@ def checks_for(cls: type) -> list[Check]:
     """
     kind = getattr(cls, "kind", "")
     named = [vars(base).get("checks") for base in reversed(cls.__mro__)]
-    modules = [_GENERAL, *(f"flowzoo.conformance.{m}" for k, m in _MODULES.items() if k == kind)]
+    modules = [
+        _GENERAL,
+        *(f"flowzoo.conformance.promises.{m}" for k, m in _MODULES.items() if k == kind),
+    ]
     found: dict[str, Check] = {}
     for module in dict.fromkeys([*modules, *(n for n in named if isinstance(n, str))]):
         for check in _module_checks(module):
@@ -205,12 +208,22 @@ def _components(
 def _examples(component: Component, registry: Registry) -> list[Mapping[str, Any]]:
     """Return the options that a component is checked with; what is wrong is said by `_specimen`."""
     try:
-        examples = getattr(registry.load(component.kind, component.name), "examples", None)
+        examples = _own_examples(registry.load(component.kind, component.name))
     except UserError:
         return [{}]
     if not isinstance(examples, list | tuple):
         return [{}]
     return [each for each in examples if isinstance(each, Mapping)] or [{}]
+
+
+def _own_examples(cls: type) -> Any:
+    """Return the examples of a class; those of a base do not fit where it takes other options."""
+    for base in cls.__mro__:
+        if "examples" in vars(base):
+            return vars(base)["examples"]
+        if "__init__" in vars(base):
+            break
+    return ()
 
 
 def _recipes(kinds: Collection[str], registry: Registry) -> Iterator[Specimen]:
@@ -254,7 +267,7 @@ def _specimen(kind: str, label: str, spec: Any, registry: Registry) -> Specimen:
 
 def _declared_wrongly(cls: type) -> str:
     """Return what is wrong with how a class says it is to be checked, or nothing."""
-    examples, expected = getattr(cls, "examples", ()), getattr(cls, "expected_failures", {})
+    examples, expected = _own_examples(cls), getattr(cls, "expected_failures", {})
     if not isinstance(examples, list | tuple) or not all(isinstance(e, Mapping) for e in examples):
         return f"`examples` of {cls.__qualname__} must be a list of mappings from options to values"
     texts = [*expected, *expected.values()] if isinstance(expected, Mapping) else [None]

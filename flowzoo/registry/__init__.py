@@ -18,6 +18,7 @@ from flowzoo.registry.component import (
     DISABLE,
     HOOKS,
     Component,
+    MissingExtra,
     broken,
     entry_points,
     file_components,
@@ -121,6 +122,8 @@ class Registry:
         found = self.component(kind, name)
         if found.state == "broken":
             raise UserError(found.error)
+        if found.state == "missing":
+            raise MissingExtra(found.error)
         if found not in self._loaded:
             try:
                 self._loaded[found] = load_class(found)

@@ -35,7 +35,8 @@ class Component:
         name: The name that specs use.
         target: Where the class is: `module:Class`, or `file.py:Class`.
         origin: Who offers it: a distribution with its version, or a local file's name.
-        state: `ok` means not known to be broken; `clash` that another one offers the same name.
+        state: `ok` means not known to be broken; `missing` that it needs an extra of its package
+            that is not installed; `clash` that another one offers the same name.
         error: Why it is not `ok`, in one sentence.
         traceback: The whole traceback of a broken one.
     """
@@ -44,7 +45,7 @@ class Component:
     name: str
     target: str
     origin: str
-    state: Literal["ok", "broken", "clash"] = "ok"
+    state: Literal["ok", "missing", "broken", "clash"] = "ok"
     error: str | None = None
     traceback: str | None = field(default=None, repr=False)
 
@@ -89,16 +90,21 @@ def load_target(component: Component) -> Any:
         for attribute in filter(None, attributes.split(".")):
             found = getattr(found, attribute)
     except ModuleNotFoundError as error:
-        raise UserError(_missing(component, error)) from error
+        raise _missing(component, error) from error
     except (Exception, SystemExit) as error:
         raise UserError(f"{component} is broken: {reason(error)}") from error
     return found
 
 
+class MissingExtra(UserError):
+    """A component needs an extra of its package that is not installed; nothing is broken."""
+
+
 def broken(component: Component, error: UserError) -> Component:
-    """Return a component marked as broken, with the sentence and the traceback."""
+    """Return a component marked as broken or missing, with the sentence and the traceback."""
     lines = traceback.format_exception(error.__cause__ or error)
-    return replace(component, state="broken", error=str(error), traceback="".join(lines))
+    state = "missing" if isinstance(error, MissingExtra) else "broken"
+    return replace(component, state=state, error=str(error), traceback="".join(lines))
 
 
 def reason(error: BaseException) -> str:
@@ -107,19 +113,19 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _missing(component: Component, error: ModuleNotFoundError) -> str:
-    """Return the sentence for a module that is not there, naming the package to install."""
+def _missing(component: Component, error: ModuleNotFoundError) -> UserError:
+    """Return the error for a module that is not there, naming the package to install."""
     module = str(error.name).partition(".")[0]
     if module in ("flowzoo", component.target.partition(":")[0].partition(".")[0]):
-        return f"{component} is broken: {reason(error)}"
-    what = module
+        return UserError(f"{component} is broken: {reason(error)}")
+    what, kind = module, UserError
     distribution = component.origin.rpartition(" ")[0]
     for requirement in _requirements(distribution):
         extra = re.search(r"extra *== *['\"](.+?)['\"]", requirement)
         package = re.split(r"[^\w.-]", requirement)[0]
         if extra and module.lower() in (extra[1].lower(), package.lower()):
-            what = f"'{distribution}[{extra[1]}]'"
-    return f"{component} needs '{module}', which is not installed: pip install {what}"
+            what, kind = f"'{distribution}[{extra[1]}]'", MissingExtra
+    return kind(f"{component} needs '{module}', which is not installed: pip install {what}")
 
 
 def _requirements(distribution: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from flowzoo.errors import Incompatible
 from flowzoo.field import LinearMap, Point
 from flowzoo.regularizers import RunningCost
 from flowzoo.traces import Spectral, TraceEstimator
@@ -28,6 +29,8 @@ class Diagonal(TraceEstimator):
 
     def __call__(self, a: LinearMap, probes: Tensor | None, fn: Spectral | None = None) -> Tensor:
         """Return tr A, (n,)."""
+        if fn is not None:
+            raise Incompatible("diagonal gives tr A alone")
         return a.dense().diagonal(dim1=-2, dim2=-1).sum(-1)
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Failed, check, require
-from flowzoo.conformance.sequential import mean_is_zero
+from flowzoo.conformance.probes.sequential import mean_is_zero
 from flowzoo.conformance.specimen import Specimen
 from flowzoo_matching.coupling import Coupling, Pairs
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from flowzoo.build import build
 from flowzoo.conformance.check import Failed, Skipped
-from flowzoo.conformance.portrait import portrait
+from flowzoo.conformance.probes.portrait import portrait
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.continuous import Continuous
 from flowzoo.errors import FlowzooError, Incompatible

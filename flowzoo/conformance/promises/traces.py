@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowzoo.conformance import invariance
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
-from flowzoo.conformance.known import Known
-from flowzoo.conformance.sequential import mean_is_zero
+from flowzoo.conformance.probes import invariance
+from flowzoo.conformance.probes.known import Known
+from flowzoo.conformance.probes.sequential import mean_is_zero
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Incompatible
 from flowzoo.traces import TraceEstimator

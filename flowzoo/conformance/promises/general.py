@@ -18,7 +18,7 @@ from torch import nn
 from flowzoo.build import build, check_value, describe, problems
 from flowzoo.conformance.check import ANY, Failed, Skipped, check, require
 from flowzoo.conformance.finding import checks_for
-from flowzoo.conformance.portrait import loose_tensors, portrait
+from flowzoo.conformance.probes.portrait import loose_tensors, portrait
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import FlowzooError, Incompatible
 from flowzoo.registry import suggest
@@ -33,8 +33,10 @@ _ODD = ("no such value", {"no": "such value"}, 2.5, None, [])  # one of them fit
 @check(ANY)
 def loads(specimen: Specimen) -> str:
     """It is imported, is of the kind it is registered as, and its examples are valid."""
-    require(not specimen.broken, specimen.broken)
     component = specimen.registry.component(specimen.kind, specimen.spec["name"])
+    if component.state == "missing":
+        raise Skipped(specimen.broken)
+    require(not specimen.broken, specimen.broken)
     return f"{component.target} of {component.origin}"
 
 

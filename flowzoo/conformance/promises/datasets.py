@@ -10,7 +10,18 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
-from flowzoo.conformance.oracles import (  # noqa: F401 (checks of this kind as well)
+from flowzoo.conformance.probes.portrait import portrait
+from flowzoo.conformance.probes.rows import (
+    SIZES,
+    SPLITS,
+    by_split,
+    load,
+    loaded,
+    made,
+    small,
+    takes,
+)
+from flowzoo.conformance.promises.oracles import (  # noqa: F401 (checks of this kind as well)
     cost,
     density,
     mass,
@@ -21,8 +32,6 @@ from flowzoo.conformance.oracles import (  # noqa: F401 (checks of this kind as 
     transport,
     velocity,
 )
-from flowzoo.conformance.portrait import portrait
-from flowzoo.conformance.rows import SIZES, SPLITS, by_split, load, loaded, made, small, takes
 from flowzoo.conformance.runner import settled
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.data.dataset import Dataset, standardised

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Skipped
-from flowzoo.conformance.invariance import Function
+from flowzoo.conformance.probes.invariance import Function
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import LinearMap, Potential, Velocity
 from flowzoo.traces import Exact

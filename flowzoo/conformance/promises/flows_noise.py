@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
-from flowzoo.conformance.flows_made import exact, made, takes_numerics
-from flowzoo.conformance.invariance import global_seed
+from flowzoo.conformance.probes.flows_made import exact, made, takes_numerics
+from flowzoo.conformance.probes.invariance import global_seed
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Diverged, Incompatible
 from flowzoo.flow import Flow

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Skipped, check, off_by, require
-from flowzoo.conformance.rows import loaded, takes
+from flowzoo.conformance.probes.rows import loaded, takes
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.data.dataset import Data
 from flowzoo.errors import UserError

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import check, off_by, require
-from flowzoo.conformance.flows_made import INTEGRALS, Accuracy, TooRough, log_abs_det, made, solved
+from flowzoo.conformance.probes.flows_made import (
+    INTEGRALS,
+    Accuracy,
+    TooRough,
+    log_abs_det,
+    made,
+    solved,
+)
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.flow import Flow
 

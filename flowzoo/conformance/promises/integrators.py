@@ -10,18 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flowzoo.conformance import invariance
 from flowzoo.conformance.check import Skipped, check, off_by, require
-from flowzoo.conformance.differentiation import (
-    discrete_gradient,
-    evaluations,
-    gradient,
-    second_derivatives,
-    two_solves,
-)
-from flowzoo.conformance.known import Watched, start
-from flowzoo.conformance.specimen import Specimen
-from flowzoo.conformance.stepping import (
+from flowzoo.conformance.probes import invariance
+from flowzoo.conformance.probes.known import Watched, start
+from flowzoo.conformance.probes.stepping import (
     FACTOR,
     NAMES,
     SPAN,
@@ -31,6 +23,14 @@ from flowzoo.conformance.stepping import (
     tolerant,
     with_options,
 )
+from flowzoo.conformance.promises.differentiation import (
+    discrete_gradient,
+    evaluations,
+    gradient,
+    second_derivatives,
+    two_solves,
+)
+from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Diverged
 from flowzoo.integrators import Field, Integrator, State
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import require
-from flowzoo.conformance.known import Logistic, Watched, start
+from flowzoo.conformance.probes.known import Logistic, Watched, start
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Incompatible
 from flowzoo.integrators import Evaluations, Integrator, State, Time

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
-from flowzoo.conformance.flows_made import ROUNDING, gridded, made, numbers, solved
-from flowzoo.conformance.invariance import agree, batch_independence
+from flowzoo.conformance.probes.flows_made import ROUNDING, gridded, made, numbers, solved
+from flowzoo.conformance.probes.invariance import agree, batch_independence
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Incompatible
 from flowzoo.field import Point

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowzoo.conformance import invariance
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
-from flowzoo.conformance.fields_made import (
+from flowzoo.conformance.probes import invariance
+from flowzoo.conformance.probes.fields_made import (
     ROUNDING,
     SINGLE,
     Field,
@@ -23,9 +23,9 @@ from flowzoo.conformance.fields_made import (
     places,
     probe,
 )
-from flowzoo.conformance.potentials import at, gradient, hessian
+from flowzoo.conformance.promises.potentials import at, gradient, hessian
+from flowzoo.conformance.promises.velocities import jacobian, phi_t, point, symmetric
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.conformance.velocities import jacobian, phi_t, point, symmetric
 from flowzoo.errors import FlowzooError
 from flowzoo.field import Velocity
 from flowzoo.traces import Exact

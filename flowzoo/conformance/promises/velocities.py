@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from flowzoo.conformance.check import Skipped, check, off_by, require
-from flowzoo.conformance.fields_made import ROUNDING, made, places, slope
-from flowzoo.conformance.linear import against_autograd
+from flowzoo.conformance.probes.fields_made import ROUNDING, made, places, slope
+from flowzoo.conformance.probes.linear import against_autograd
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import Gradient
 

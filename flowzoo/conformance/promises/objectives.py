@@ -9,10 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from flowzoo.conformance.check import Failed, check, off_by, require
-from flowzoo.conformance.invariance import default_dtype, slopes
-from flowzoo.conformance.learning import learns  # noqa: F401 (a check of this kind as well)
-from flowzoo.conformance.specimen import Specimen
-from flowzoo.conformance.trainees import (
+from flowzoo.conformance.probes.invariance import default_dtype, slopes
+from flowzoo.conformance.probes.trainees import (
     accepted,
     conditional,
     everything,
@@ -22,6 +20,8 @@ from flowzoo.conformance.trainees import (
     staged,
     total,
 )
+from flowzoo.conformance.promises.learning import learns  # noqa: F401 (a check of this kind as well)
+from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import FlowzooError, Incompatible
 from flowzoo.flow import Flow
 from flowzoo.integrators import Evaluations

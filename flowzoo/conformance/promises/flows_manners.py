@@ -13,10 +13,10 @@ import safetensors.torch as safetensors
 import torch
 from torch import Tensor
 
-from flowzoo.conformance import invariance
 from flowzoo.conformance.check import check, off_by, require
-from flowzoo.conformance.flows_made import ROUNDING, gridded, made, numbers, takes_numerics
-from flowzoo.conformance.invariance import Function, agree, global_seed
+from flowzoo.conformance.probes import invariance
+from flowzoo.conformance.probes.flows_made import ROUNDING, gridded, made, numbers, takes_numerics
+from flowzoo.conformance.probes.invariance import Function, agree, global_seed
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.flow import Flow
 from flowzoo.integrators import RK4

@@ -8,10 +8,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from flowzoo.conformance import invariance
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
-from flowzoo.conformance.known import Known, optimal_point
-from flowzoo.conformance.sequential import mean_is_zero
+from flowzoo.conformance.probes import invariance
+from flowzoo.conformance.probes.known import Known, optimal_point
+from flowzoo.conformance.probes.sequential import mean_is_zero
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import Gradient, Point
 from flowzoo.networks import PotentialMLP

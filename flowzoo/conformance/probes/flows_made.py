@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Failed, Skipped, require
-from flowzoo.conformance.invariance import Function
+from flowzoo.conformance.probes.invariance import Function
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Diverged
 from flowzoo.flow import Flow

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 
 from flowzoo.conformance.check import Failed, Skipped, check, require
-from flowzoo.conformance.judged import PERFECT, ROWS, SPOILED, conditional, data, ideals
-from flowzoo.conformance.rows import takes
+from flowzoo.conformance.probes.judged import PERFECT, ROWS, SPOILED, conditional, data, ideals
+from flowzoo.conformance.probes.rows import takes
+from flowzoo.conformance.probes.trainees import everything
 from flowzoo.conformance.runner import settled
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.conformance.trainees import everything
 from flowzoo.data.dataset import Data
 from flowzoo.errors import FlowzooError
 from flowzoo.judge import Measure, Metric, Subject

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Skipped, check, off_by, require
-from flowzoo.conformance.flows_density import mass_1d, mass_2d
-from flowzoo.conformance.flows_made import (
+from flowzoo.conformance.probes.flows_made import (
     Accuracy,
     TooRough,
     exact,
@@ -25,7 +24,9 @@ from flowzoo.conformance.flows_made import (
     typical,
     volume,
 )
-from flowzoo.conformance.flows_manners import (
+from flowzoo.conformance.probes.invariance import slopes, untouched
+from flowzoo.conformance.promises.flows_density import mass_1d, mass_2d
+from flowzoo.conformance.promises.flows_manners import (
     batch_independence,
     default_dtype,
     device,
@@ -35,9 +36,8 @@ from flowzoo.conformance.flows_manners import (
     save_load,
     train_eval,
 )
-from flowzoo.conformance.flows_noise import own_noise, seeds, two_calls
-from flowzoo.conformance.flows_options import context, running_costs
-from flowzoo.conformance.invariance import slopes, untouched
+from flowzoo.conformance.promises.flows_noise import own_noise, seeds, two_calls
+from flowzoo.conformance.promises.flows_options import context, running_costs
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Incompatible
 from flowzoo.flow import Flow

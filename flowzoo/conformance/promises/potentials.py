@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import check, off_by, require
-from flowzoo.conformance.fields_made import ROUNDING, made, places
-from flowzoo.conformance.linear import against_autograd
+from flowzoo.conformance.probes.fields_made import ROUNDING, made, places
+from flowzoo.conformance.probes.linear import against_autograd
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import Potential
 

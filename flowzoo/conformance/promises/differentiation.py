@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowzoo.conformance import invariance
 from flowzoo.conformance.check import Failed, check, require
-from flowzoo.conformance.known import Watched, start
+from flowzoo.conformance.probes import invariance
+from flowzoo.conformance.probes.known import Watched, start
+from flowzoo.conformance.probes.stepping import SPAN, accurate, equation
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.conformance.stepping import SPAN, accurate, equation
 from flowzoo.errors import Incompatible
 from flowzoo.integrators import FixedGrid, Integrator, State
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Skipped, off_by
-from flowzoo.conformance.fields_made import ROUNDING, made, map_at, places
+from flowzoo.conformance.probes.fields_made import ROUNDING, made, map_at, places
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import LinearMap
 
