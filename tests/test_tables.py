@@ -76,7 +76,11 @@ def test_one_seed_shows_the_error_of_its_measurement():
         (1.23456, 0.0096, None, ("1.235", "0.010")),
         (-0.55, 0.2, None, ("-0.6", "0.2")),
         (12345.6, 321.0, None, ("12346", "321")),
-        (1.23456, 1e-9, 0.02, ("1.235", "0.000")),
+        (1.23456, 1e-9, 0.02, ("1.235", "1e-09")),
+        (2.88713, 0.0003, 0.05, ("2.887", "0.0003")),
+        (8.1e-6, 1.04e-5, None, ("0.8e-05", "1.0e-05")),
+        (-3.21e-4, None, 2e-6, ("-3.21e-04", "0.02e-04")),
+        (5e-5, None, None, ("5e-05", "")),
         (1.23456, None, 0.02, ("1.23", "0.02")),
         (1.23456, None, None, ("1.235", "")),
         (1234.0, None, None, ("1234", "")),
@@ -96,8 +100,9 @@ def test_digits_follow_the_error(mean, spread, measurement, expected):
 )
 def test_what_is_printed_is_within_its_last_digit(mean, spread, measurement):
     value, _ = printed(Summary(mean, 2, spread, measurement))
-    places = len(value.partition(".")[2])
-    assert abs(float(value) - mean) <= 0.5 * 10.0**-places + 1e-9
+    digits, _, power = value.partition("e")
+    unit = 10.0 ** (int(power or 0) - len(digits.partition(".")[2]))
+    assert abs(float(value) - mean) <= 0.5 * unit + 1e-9 * abs(mean)
 
 
 def test_ties_are_differences_within_the_combined_error():

@@ -128,7 +128,8 @@ def outcome(record: Record) -> str:
     """Return what came of a cell: its state, its first numbers, or the reason."""
     if record.state != "ok":
         return f"{record.state}: {record.reason}" if record.reason else record.state
-    numbers = [f"{name} {m['value']:.4g}" for name, m in list(record.metrics.items())[:3]]
+    judged = [(name, m) for name, m in record.metrics.items() if m.get("better")]
+    numbers = [f"{name} {m['value']:.4g}" for name, m in judged[:3]]
     seconds = record.costs.get("train_seconds")
     took = [] if seconds is None else [f"trained {duration_text(seconds)}"]
     return ", ".join(["ok", *numbers, *took])

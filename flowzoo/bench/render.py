@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from flowzoo.bench.tables import Entry, Table
 if TYPE_CHECKING:
     from rich.console import Console, Group
 
+_POWER = re.compile(r"(\d)e-0*(\d+)")
 _LATEX = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -175,6 +177,7 @@ def _latex(entry: Entry) -> str:
     number, tie, notes = _parts(entry)
     if entry.summary is not None:  # digits and a sign
         number = f"{entry.text} \\pm {entry.spread}" if entry.spread else entry.text
+        number = _POWER.sub(r"\1 \\cdot 10^{-\2}", number)
         number = f"$\\mathbf{{{number}}}$" if entry.best else f"${number}$"
     else:
         number = escape(number)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+_SMALL = 1e-3  # below it numbers are printed with a power of ten
 TIE_RULE = (
     "the means differ by no more than sqrt(a^2 + b^2), where a and b are their errors, "
     "error^2 = (sample standard deviation)^2 / seeds + (error of the measurement)^2"
@@ -29,6 +30,13 @@ class Summary:
     spread: float | None = None
     measurement: float | None = None
     solver: float = 0.0
+
+    def scaled(self, factor: float) -> Summary:
+        """Return the summary in other units."""
+        spread, measurement = (
+            None if value is None else factor * value for value in (self.spread, self.measurement)
+        )
+        return Summary(factor * self.mean, self.n, spread, measurement, factor * self.solver)
 
     @property
     def error(self) -> float:
@@ -99,10 +107,20 @@ def decimals(summary: Summary) -> int:
 
 
 def printed(summary: Summary) -> tuple[str, str]:
-    """Return a number and what follows its ± (empty for nothing), rounded by the error."""
-    places = decimals(summary)
+    """Return a number and what follows its ± (empty for nothing), rounded by the error.
+
+    Numbers below a thousandth have a power of ten, the same for both: `0.8e-05 ± 1.0e-05`. An
+    error that is rounded to nothing is given with its own first digit.
+    """
     error = summary.shown
+    size = max(abs(summary.mean), error or 0.0)
+    if 1e-300 < size < _SMALL:
+        power = math.floor(math.log10(size))
+        value, spread = printed(summary.scaled(10.0**-power))
+        return f"{value}e{power:03d}", f"{spread}e{power:03d}" if spread else ""
+    places = decimals(summary)
     value = f"{summary.mean:.{places}f}"
     if float(value) == 0:
         value = value.removeprefix("-")
-    return value, "" if error is None else f"{error:.{places}f}"
+    spread = "" if error is None else f"{error:.{places}f}"
+    return value, f"{error:.1g}" if error and not float(spread) else spread
