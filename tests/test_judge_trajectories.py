@@ -135,7 +135,7 @@ def test_the_optimal_flow_has_the_least_energy_and_straight_lines():
     npe = measures["npe"]
     assert npe.value == abs(npe.parts["difference"]) < npe.error < 0.1
     assert measures["straightness"].value == pytest.approx(0, abs=1e-9)
-    assert measures["straightness"].error < 1e-9
+    assert measures["straightness"].error < 3e-7  # what the finer solve is trusted to
     energy, direct = measures["path-energy"], 2 * dataset.oracle.transport_cost
     assert abs(energy.value - direct) < energy.error
     assert npe.parts["difference"] == pytest.approx(energy.value / direct - 1, rel=1e-9)

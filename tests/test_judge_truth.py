@@ -211,9 +211,9 @@ def test_the_solver_error_of_the_density_is_that_of_absolute_values():
         for at in (truths, truths + 1)
     )
     assert between.value > 1e-4
-    assert between.parts["solver"] < 1e-12
+    assert between.parts["solver"] == pytest.approx(1e-4)  # what the finer solve is trusted to
     change = (subject.log_prob[order] - fine.log_prob).mean().abs().item()
-    assert above.parts["solver"] == pytest.approx(change, rel=1e-9)
+    assert above.parts["solver"] == pytest.approx(change + 1e-4, rel=1e-9)
 
 
 def test_one_point_has_no_error():

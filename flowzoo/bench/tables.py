@@ -258,7 +258,7 @@ class _Maker:
             for i, j in places:
                 if (i, j) == best or numbers[i, j].mean == numbers[best].mean:
                     grid[i][j] = replace(grid[i][j], best=sure, tied=not sure)
-                elif tied(numbers[i, j], numbers[best]):
+                elif tied(numbers[i, j], numbers[best]) or (not sure and (i, j) == second):
                     grid[i][j] = replace(grid[i][j], tied=True)
             if not sure:
                 notes = (*grid[best[0]][best[1]].notes, self.mark(_unresolved(numbers[best])))

@@ -14,7 +14,7 @@ from flowzoo.errors import Diverged, UserError
 from flowzoo.flow import Flow
 from flowzoo.judge.measure import Measure, Metric
 from flowzoo.judge.numerics import TOLERANCE
-from flowzoo.judge.points import Points, Standardised
+from flowzoo.judge.points import Points, Standardised, dimension
 from flowzoo.judge.subject import Subject
 
 
@@ -43,10 +43,12 @@ def evaluate(
 
     Raises:
         Diverged: A number is not finite, or a solver gave up; the sentence names the metric.
-        UserError: There are no test points, or two metrics give the same number.
+        UserError: The test points are none, no table or not finite, their contexts do not match
+            them, or two metrics give the same number.
+        Incompatible: The flow is of another dimension.
     """
     measures: dict[str, Measure] = {}
-    flow = adapt(flow, data.test.shape[1])
+    flow = adapt(flow, dimension(data.test))
     # Divergences need gradients inside the solve, even where the caller records none.
     with _in_evaluation(flow), torch.inference_mode(False):
         subject = Subject(flow, data, scale, device, seed, tolerance)

@@ -44,6 +44,7 @@ class NLL(Metric):
         judge = mean(
             -subject.log_prob,
             change,
+            finer=subject.finer,
             trace=subject.trace_error,
             unit="nats",
             better="lower",
@@ -80,8 +81,15 @@ class BitsPerDim(Metric):
         values = bits(-subject.log_prob.to(x.device), x)
         per_nat = 1 / (x.shape[1] * math.log(2))
         change = -density_change(subject, self.subsample) * per_nat
-        trace, note = subject.trace_error * per_nat, subject.numerics
-        measured = mean(values, change, trace=trace, unit="bits", better="lower", note=note)
+        measured = mean(
+            values,
+            change,
+            finer=subject.finer * per_nat,
+            trace=subject.trace_error * per_nat,
+            unit="bits",
+            better="lower",
+            note=subject.numerics,
+        )
         return {"bits-per-dim": measured}
 
 
@@ -106,9 +114,16 @@ class KL(Metric):
         gap = density_gap(subject)
         if gap is None:
             return {}
-        change, note = -density_change(subject, self.subsample), "paired with the true density"
-        trace = subject.trace_error
-        return {"kl": mean(gap, change, trace=trace, unit="nats", better="lower", note=note)}
+        measured = mean(
+            gap,
+            -density_change(subject, self.subsample),
+            finer=subject.finer,
+            trace=subject.trace_error,
+            unit="nats",
+            better="lower",
+            note="paired with the true density",
+        )
+        return {"kl": measured}
 
 
 def density_gap(subject: Subject) -> Tensor | None:

@@ -60,6 +60,7 @@ def mean(
     values: Tensor,
     change: Tensor | None = None,
     *,
+    finer: float = 0.0,
     trace: float = 0.0,
     unit: str = "",
     better: Better | None = None,
@@ -72,11 +73,13 @@ def mean(
     the bias of the solve by a subsample of k points that was solved again: with changes c_i of mean
     m and standard deviation s_c, and q the quantile of Student's law for a 99 % interval,
 
-        solver = |m| + q s_c sqrt((1 - k / n) / k).
+        solver = |m| + q s_c sqrt((1 - k / n) / k) + finer.
 
     The second term is what m may be off by as an estimate of the mean change of all n points, drawn
     without replacement: |m| alone is near zero, however large the changes are, where they happen
-    to cancel on the subsample. A bias is not random, so it adds to the random errors as it is:
+    to cancel on the subsample. The third is what the finer solve is trusted to: on easy fields both
+    solves take the same steps, and m is zero. A bias is not random, so it adds to the random errors
+    as it is:
 
         error = q sqrt(sampling^2 + trace^2) + solver.
 
@@ -84,6 +87,7 @@ def mean(
         values: The quantity at each test point (n,).
         change: What the judge's solve gave less what the finer solve gave, on the subsample (k,);
             None for a quantity that the solver has no part in.
+        finer: The tolerance of the finer solve; 0 where nothing is solved.
         trace: Standard error of the mean from the noise of a trace estimator; 0 for an exact one.
         unit: What it is measured in.
         better: Which direction is better.
@@ -94,7 +98,7 @@ def mean(
     if (sampling := standard_error(values)) is not None:
         errors["sampling"] = sampling
     if change is not None:
-        errors["solver"] = bias_bound(change, len(values))
+        errors["solver"] = bias_bound(change, len(values)) + finer
         errors["trace"] = trace
     error = None
     if sampling is not None:

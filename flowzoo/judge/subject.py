@@ -8,6 +8,7 @@ samples.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from flowzoo.errors import Diverged, Incompatible, UserError
 from flowzoo.flow import Encoded, Flow
 from flowzoo.judge.measure import error_of_noise
 from flowzoo.judge.numerics import FINER, TOLERANCE, JudgeTrace
-from flowzoo.judge.points import Points, Standardised
+from flowzoo.judge.points import Points, Standardised, require_points
 from flowzoo.judge.solves import Solved, pieces, running_costs, solve
 from flowzoo.odeint import Dopri5
 from flowzoo.regularizers import RunningCost
@@ -44,7 +45,8 @@ class Subject:
         tolerance: Relative and absolute tolerance of the judge's solver.
 
     Raises:
-        UserError: There are no test points.
+        UserError: The test points or their contexts are no points, or the tolerance is none.
+        Incompatible: The flow is of another dimension.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Subject:
         seed: int = 0,
         tolerance: float = TOLERANCE,
     ) -> None:
-        if not len(data.test):
-            raise UserError("there are no test points to judge a flow on; give at least one")
+        require_points(flow, data)
+        if not 0 < tolerance < math.inf:
+            raise UserError(f"the judge's tolerance must be positive and finite, got {tolerance}")
         self.flow = _brought(flow, torch.device(device))
         self.data, self.scale, self.seed, self.tolerance = data, scale, seed, tolerance
         dtype = _dtype(flow, data.test)
@@ -101,6 +104,11 @@ class Subject:
         fine = self.tolerance / FINER
         flow = copy.deepcopy(self.flow).double()
         return flow.with_numerics(Dopri5(fine, fine), JudgeTrace())
+
+    @property
+    def finer(self) -> float:
+        """Tolerance of the finer solve; 0 for a flow that takes no numerics."""
+        return 0.0 if self.judged is self.flow else self.tolerance / FINER
 
     @property
     def numerics(self) -> str:

@@ -41,7 +41,9 @@ class TransportCost(Metric):
         (cost, direct), (change, direct_change) = _costs(subject, self.subsample)
         note = "integral of |v|^2 / 2, in unit time"
         measures = {
-            "transport": mean(cost, change, unit="squared units", better="lower", note=note)
+            "transport": mean(
+                cost, change, finer=subject.finer, unit="squared units", better="lower", note=note
+            )
         }
         # Displacements below the solver's tolerance are noise, and so would be their ratio.
         if (length := float(direct.mean())) > resolution(subject) / 2:
@@ -50,11 +52,17 @@ class TransportCost(Metric):
             values = ratio + (cost - ratio * direct) / length
             change_of_ratio = (change - ratio * direct_change) / length
             note = "cost over straight-line cost"
-            measures["detour"] = mean(values, change_of_ratio, better="lower", note=note)
+            measures["detour"] = mean(
+                values, change_of_ratio, finer=subject.finer / length, better="lower", note=note
+            )
         if optimum := _optimum(subject):
             note = "cost over optimal cost"
             measures["optimality"] = mean(
-                cost / optimum, change / optimum, better="lower", note=note
+                cost / optimum,
+                change / optimum,
+                finer=subject.finer / optimum,
+                better="lower",
+                note=note,
             )
         return measures
 
@@ -87,10 +95,23 @@ class PathEnergy(Metric):
             return {}
         (cost, _), (change, _) = _costs(subject, self.subsample)
         note = "along trajectories of test points, not of samples"
-        energy = mean(2 * cost, 2 * change, unit="squared units", better="lower", note=note)
+        energy = mean(
+            2 * cost,
+            2 * change,
+            finer=2 * subject.finer,
+            unit="squared units",
+            better="lower",
+            note=note,
+        )
         measures = {"path-energy": energy}
         if optimum := _optimum(subject):
-            signed = mean(cost / optimum - 1, change / optimum, better="lower", note=note)
+            signed = mean(
+                cost / optimum - 1,
+                change / optimum,
+                finer=subject.finer / optimum,
+                better="lower",
+                note=note,
+            )
             # An interval about the difference, folded at zero, is one about its absolute value.
             parts = signed.parts | {"difference": signed.value}
             measures["npe"] = replace(signed, value=abs(signed.value), parts=parts)
@@ -126,7 +147,14 @@ class Straightness(Metric):
         (cost, direct), (change, direct_change) = _costs(subject, self.subsample)
         values, changes = 2 * (cost - direct), 2 * (change - direct_change)
         note = "integral of |v - (z - x)|^2, in unit time"
-        measured = mean(values, changes, unit="squared units", better="lower", note=note)
+        measured = mean(
+            values,
+            changes,
+            finer=2 * subject.finer,
+            unit="squared units",
+            better="lower",
+            note=note,
+        )
         return {"straightness": measured}
 
 

@@ -52,7 +52,15 @@ class DensityError(Metric):
         fine = gap[rows] + density_change(subject, self.subsample)
         change, noise = gap[rows].abs() - fine.abs(), subject.trace_error * len(gap) ** 0.5
         note = "absolute differences to the true log-density"
-        found = mean(gap.abs(), change, trace=noise, unit="nats", better="lower", note=note)
+        found = mean(
+            gap.abs(),
+            change,
+            finer=subject.finer,
+            trace=noise,
+            unit="nats",
+            better="lower",
+            note=note,
+        )
         return {"density-error": found}
 
 
@@ -85,7 +93,9 @@ class MapError(Metric):
         ideal = transport(subject.data.test.double()).to(subject.x.device)
         squared = (subject.encoded.z.double() - ideal).square().sum(-1)
         change = squared[rows] - (latent(fine).z - ideal[rows]).square().sum(-1)
-        square = mean(squared, change, better="lower", note="root mean square distance")
+        square = mean(
+            squared, change, finer=subject.finer, better="lower", note="root mean square distance"
+        )
         found, percent = _root(square, "units"), 100 / ideal.shape[1]
         parts = found.parts | {"uvp": percent * square.value}
         if square.error is not None:
