@@ -122,6 +122,7 @@ def test_checks_are_listed_by_kind_with_what_they_promise(check):
     [
         ([], "name what to check, or say --all"),
         (["exact", "--all"], "leave out the names, or --all"),
+        (["exact", "--json", "--badge"], "leave one of them out"),
         (["exakt"], "unknown name 'exakt'; did you mean 'exact'"),
         (["--kind", "tracer"], "unknown kind 'tracer'; did you mean 'trace'"),
         (["exact", "--check", "load"], "unknown check 'load'; did you mean 'loads'"),

@@ -79,6 +79,7 @@ def test_a_class_is_a_name(fakes):
         (["trace/exakt"], None, "unknown trace 'exakt'; did you mean 'exact'"),
         (["recipe/ot-flo"], None, "unknown recipe 'ot-flo'; did you mean 'ot-flow'"),
         (["exact"], "tracer", "unknown kind 'tracer'; did you mean 'trace'"),
+        (["exact"], "flow", "'exact' is a name of kind trace, not of the kinds asked for"),
         ([], "recipes", "did you mean 'recipe'"),
     ],
 )

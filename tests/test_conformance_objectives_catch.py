@@ -6,7 +6,7 @@ import pytest
 import wrong_objectives
 from checking import failed, outcomes
 
-from flowzoo.conformance.probes import trainees
+from flowzoo.conformance.probes import flows_trained
 from flowzoo.recipes import Recipe
 
 # The first check is the one that is meant; what else fails follows from it.
@@ -68,7 +68,7 @@ def test_one_that_fits_no_small_flow_is_tried_on_that_of_its_recipe(monkeypatch)
     velocity = {"name": "mlp", "hidden": [4]}
     flow = {"name": "continuous", "velocity": velocity, "end_time": 2.0}
     recipe = Recipe("late-mlp", "Late", flow, {"name": "Late"})
-    monkeypatch.setattr(trainees, "load_recipes", lambda: {"late-mlp": recipe})
+    monkeypatch.setattr(flows_trained, "load_recipes", lambda: {"late-mlp": recipe})
     found = outcomes(wrong_objectives.Late)
     assert found["stages"].detail == "1 for the flow of the recipe late-mlp"
     assert found["context"].outcome == "skip"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import conformance_fakes
 import pytest
 
+from flowzoo.conformance import workers
 from flowzoo.conformance.finding import cases, specimens
 from flowzoo.conformance.runner import run
 from flowzoo.conformance.workers import Request, Session
@@ -62,6 +64,57 @@ def test_leaving_early_ends_the_processes():
     assert all(worker.popen.returncode is not None for worker in session.workers)
     assert all(worker.errors.closed for worker in session.workers)
     assert not any(thread.is_alive() for thread in session.threads)
+
+
+HANGING = """
+import time
+from conformance_fakes import Plain
+
+class Hanging(Plain):
+    \"\"\"A widget that is never weighed.\"\"\"
+
+    def weigh(self):
+        time.sleep(1000)
+
+def flowzoo_components():
+    return {"hanging": Hanging}
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(FAKES.parent))
+    (tmp_path / "hanging.py").write_text(HANGING)
+    return Request(
+        ("hanging",), only=("positive", "loads"), plugins=(str(tmp_path / "hanging.py"),)
+    )
+
+
+def test_a_check_that_hangs_fails_with_its_place(hanging, monkeypatch):
+    monkeypatch.setattr(workers, "LONGEST", 1.0)
+    with Session(hanging) as session:
+        found = {result.check: result for _, result in session.results(jobs=1)}
+    assert found["loads"].outcome == "pass"
+    assert found["positive"].detail == "it takes longer than 1 s"
+    assert "in weigh" in found["positive"].traceback
+
+
+def test_nothing_outlives_who_asked(hanging):
+    command = [sys.executable, "-m", "flowzoo.conformance.worker", json.dumps(asdict(hanging))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as it:
+        assert it.stdin
+        assert it.stdout
+        names = [case[2] for case in json.loads(it.stdout.readline())["cases"]]
+        print(names.index("positive"), file=it.stdin, flush=True)
+        it.stdin.close()
+        assert it.wait(30) == 0
+
+
+def test_a_plugin_that_crashes_is_named(tmp_path):
+    file = tmp_path / "aborts.py"
+    file.write_text("import os; os.abort()")
+    with pytest.raises(UserError, match=r"SIGABRT while .* components: File .*aborts.py"):
+        Session(Request(("exact",), plugins=(str(file),)))
 
 
 # The face for pytest

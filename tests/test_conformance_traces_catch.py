@@ -24,6 +24,7 @@ CAUGHT = {
     "BinaryEstimate": (["spectral"], "the estimate of tr log A (log A of norm 1) is biased"),
     "Scaled": (["probes", "unbiased", "unbiased-gradient"], "the covariance of the probes is bi"),
     "Fresh": (["probes", "default-dtype"], "two generators with the same seed give different"),
+    "Shared": (["probes"], "all places have the same probes"),
     "Frozen": (["probes", "unbiased", "unbiased-gradient"], "different seeds give the same probes"),
     "Flat": (
         ["probes", "batch-independence", "permutation"],

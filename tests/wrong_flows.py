@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from right_flows import Density, Right, changed
 
 from flowzoo.continuous import Continuous
 from flowzoo.errors import Incompatible
-from flowzoo.flow import Encoded
+from flowzoo.flow import Encoded, log_normal
 from flowzoo.networks import MLP
 
 
@@ -57,7 +58,7 @@ class SingularAtZero(Right):
 class Unnormalised(Right):
     """The constant of the normal density is left out."""
 
-    fails = ("mass-1d", "mass-2d")
+    fails = ("mass-1d", "mass-2d", "samples")
 
     def log_prob(self, x, context=None, generator=None):
         encoded = self.encode(x, context=context)
@@ -175,3 +176,41 @@ class DensityTooLarge(Density):
 
     def log_prob(self, x, context=None, generator=None):
         return super().log_prob(x, context) + 0.04
+
+
+class WideSamples(Right):
+    """Samples are drawn from noise that is too wide: no inverse of encode, but decode is."""
+
+    fails = ("samples",)
+
+    def sample(self, n, context=None, generator=None):
+        z = torch.randn(n, self.dim, generator=generator, dtype=self.m.dtype, device=self.m.device)
+        return self.decode(1.1 * z, context)
+
+
+class WideDensity(Density):
+    """The same of a density that sends no point to noise."""
+
+    fails = ("samples",)
+
+    def sample(self, n, context=None, generator=None):
+        return 1.1 * super().sample(n, context, generator)
+
+
+class OtherDensity(Right):
+    """log_prob is a density, but not that of encode."""
+
+    fails = ("samples",)
+
+    def log_prob(self, x, context=None, generator=None):
+        return super().log_prob(x + 0.2, context, generator)
+
+
+class OtherPair(Right):
+    """Samples come with the density of the noise that they were made of."""
+
+    fails = ("samples",)
+
+    def sample_and_log_prob(self, n, context=None, generator=None):
+        x = self.sample(n, context, generator)
+        return x, log_normal(self.encode(x, (), context).z)

@@ -36,6 +36,13 @@ class RightExact(TraceEstimator):
         return fn(torch.linalg.eigvalsh(a.dense())).sum(-1)
 
 
+class Shared(Right):
+    """One draw for all places of a batch."""
+
+    def probes(self, x, generator=None):
+        return super().probes(x[:1], generator).expand(-1, len(x), -1)
+
+
 # --- the value -----------------------------------------------------------------------------------
 
 

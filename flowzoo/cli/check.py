@@ -70,6 +70,8 @@ def check_command(
         raise click.UsageError("name what to check, or say --all")
     if names and everything:
         raise click.UsageError("--all checks everything; leave out the names, or --all")
+    if as_json and as_badge:
+        raise click.UsageError("--json and --badge print different things; leave one of them out")
     request = Request(names, kind, only, tuple(str(path.resolve()) for path in plugins))
     with Session(request) as session:
         if listed:

@@ -185,6 +185,8 @@ def _unknown(kind: str, name: str, kinds: Collection[str], registry: Registry) -
     if kind:
         names = recipes if kind == RECIPE else registry.names(kind)
         return f"unknown {kind} '{name}'{suggest(name, names)}"
+    if elsewhere := [c.kind for c in registry.components() if c.name == name]:
+        return f"'{name}' is a name of kind {' and '.join(elsewhere)}, not of the kinds asked for"
     known = [*recipes, *(c.name for c in registry.components() if c.kind in kinds)]
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean '{close[0]}'? " if close else ""

@@ -2,7 +2,8 @@
 
 It writes one line with the list of cases, then reads their numbers and answers each with a result.
 It talks over copies of its standard streams, so that nothing that a component prints, and no
-process that it starts, disturbs the talk.
+process that it starts, disturbs the talk. When its input ends, so does it, whatever it is doing:
+nothing outlives the command, however that was ended.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, TextIO
 
 from flowzoo.errors import FlowzooError
@@ -27,9 +31,23 @@ def main() -> None:
         _say(talk, {"error": str(error)})
         return
     _say(talk, {"cases": [_heading(case) for case in found]})
-    for line in listen:
-        case = found[int(line)]
+    for number in _asked(listen):
+        case = found[number]
         _say(talk, asdict(run(case.specimen, case.check)))
+
+
+def _asked(listen: TextIO) -> Iterator[int]:
+    """Yield numbers of cases as they are asked for; the end of the input ends the process."""
+    numbers: SimpleQueue[int] = SimpleQueue()
+
+    def read() -> None:
+        for line in listen:
+            numbers.put(int(line))
+        os._exit(0)  # a check may be running, and may never end
+
+    Thread(target=read, daemon=True).start()
+    while True:
+        yield numbers.get()
 
 
 def _cases(request: dict[str, Any]) -> list[Any]:

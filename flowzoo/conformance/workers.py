@@ -15,13 +15,14 @@ from collections import deque
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, Timer
 from typing import NamedTuple
 
 from flowzoo.conformance.report import Result
 from flowzoo.errors import UserError
 
 MOST = 8  # processes, where nobody says how many; each imports torch
+LONGEST = 600.0  # seconds that a check may take; the slowest of ours takes a few
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
@@ -150,6 +151,7 @@ class _Worker:
     """One process of `flowzoo.conformance.worker`."""
 
     def __init__(self, request: Request) -> None:
+        self.late = False
         self.errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115 (`close` does)
         command = [sys.executable, "-X", "faulthandler", "-m", "flowzoo.conformance.worker"]
         self.popen = subprocess.Popen(
@@ -169,26 +171,31 @@ class _Worker:
         """
         said = self._answer()
         if said is None:
-            words = self.last_words().strip().rpartition("\n")[2]
-            raise UserError(f"{self.ended()} while it looked for components: {words}")
+            raise UserError(f"{self.ended()} while it looked for components: {self._culprit()}")
         if "error" in said:
             raise UserError(said["error"])
         return [Heading(*heading) for heading in said["cases"]]
 
     def run(self, number: int) -> Result | None:
-        """Return the result of a case; None where the process ended instead."""
+        """Return the result of a case; None where the process ended, or was ended, instead."""
         assert self.popen.stdin
+        timer = Timer(LONGEST, self._abort)
+        timer.start()
         try:
             self.popen.stdin.write(f"{number}\n")
             self.popen.stdin.flush()
+            said = self._answer()
         except BrokenPipeError:
             return None
-        said = self._answer()
+        finally:
+            timer.cancel()
         return None if said is None else Result(**said)
 
     def ended(self) -> str:
         """Return how it ended, in words."""
         code = self.popen.wait()
+        if self.late:
+            return f"it takes longer than {LONGEST:g} s"
         if code >= 0:
             return f"its process ended with exit code {code}"
         return f"its process was ended by {signal.Signals(-code).name}"
@@ -196,7 +203,7 @@ class _Worker:
     def last_words(self) -> str:
         """Return the end of what it wrote to stderr."""
         self.errors.seek(0)
-        return "".join(self.errors.readlines()[-20:])
+        return "".join(self.errors.readlines()[-60:])
 
     def kill(self) -> None:
         """End it, whatever it does; nothing that waits for it waits on."""
@@ -211,6 +218,18 @@ class _Worker:
                 stream.close()
             except BrokenPipeError:
                 continue  # what it did not read is of no interest
+
+    def _abort(self) -> None:
+        """End it such that it says on stderr where it was."""
+        self.late = True
+        self.popen.send_signal(signal.SIGABRT)
+
+    def _culprit(self) -> str:
+        """Return the line of its last words that says where it ended."""
+        words = [line.strip() for line in self.last_words().splitlines() if line.strip()]
+        frames = [line for line in words if line.startswith("File ")]
+        fatal = any(line.startswith("Fatal Python error") for line in words)
+        return frames[0] if fatal and frames else (words or ["it said nothing"])[-1]
 
     def _answer(self) -> dict | None:
         assert self.popen.stdout

@@ -264,6 +264,8 @@ class Subject:
         try:
             return self._solve(flow, x, context, stream)
         except Diverged as error:
+            if self.judged is self.flow:  # not ours to solve, so what it says is all that is known
+                raise
             reason = str(error).partition(";")[0]
             raise Diverged(
                 f"the judge's solver gave up at a tolerance of {tolerance:g} ({reason}): the "

@@ -12,6 +12,7 @@ from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
 from flowzoo.conformance.probes import invariance
 from flowzoo.conformance.probes.known import Known, optimal_point
 from flowzoo.conformance.probes.sequential import mean_is_zero
+from flowzoo.conformance.probes.slopes import slopes
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import Gradient, Point
 from flowzoo.networks import PotentialMLP
@@ -196,7 +197,7 @@ def gradients(specimen: Specimen) -> str:
         return _cost(made, field)(*inputs)[0].sum()
 
     leaves = [*weights, *inputs[: 1 if weights else 2]]
-    return invariance.slopes(value, leaves, specimen.generator(), 1e-7, "the gradient of the cost")
+    return slopes(value, leaves, specimen.generator(), 1e-7, "the gradient of the cost")
 
 
 def _field(dim: int = 3) -> Gradient:

@@ -21,7 +21,7 @@ from flowzoo.conformance.probes.rows import (
     small,
     takes,
 )
-from flowzoo.conformance.promises.oracles import (  # noqa: F401 (checks of this kind as well)
+from flowzoo.conformance.promises.datasets_law import (  # noqa: F401 (checks of this kind as well)
     cost,
     density,
     mass,

@@ -1,6 +1,6 @@
 """Checks of fields: what velocities and potentials promise alike.
 
-`velocities` and `potentials` have what each promises by itself.
+`fields_velocity` and `fields_potential` have what each promises by itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from flowzoo.conformance.probes.fields_made import (
     places,
     probe,
 )
-from flowzoo.conformance.promises.potentials import at, gradient, hessian
-from flowzoo.conformance.promises.velocities import jacobian, phi_t, point, symmetric
+from flowzoo.conformance.probes.slopes import slopes
+from flowzoo.conformance.promises.fields_potential import at, gradient, hessian
+from flowzoo.conformance.promises.fields_velocity import jacobian, phi_t, point, symmetric
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import FlowzooError
 from flowzoo.field import Velocity
@@ -150,7 +151,7 @@ def gradients(specimen: Specimen) -> str:
     def value() -> Tensor:
         return _weighed(field(*inputs))
 
-    return invariance.slopes(value, leaves, specimen.generator(), 1e-7, "the gradient of the value")
+    return slopes(value, leaves, specimen.generator(), 1e-7, "the gradient of the value")
 
 
 def second_derivatives(specimen: Specimen) -> str:
@@ -164,7 +165,7 @@ def second_derivatives(specimen: Specimen) -> str:
         estimate = (p * a.vjp(p)).sum(-1) + a.jvp(p).square().sum(-1)
         return _weighed(Exact()(a, None)) + _weighed(estimate)
 
-    return invariance.slopes(value, leaves, specimen.generator(), 1e-6, "the gradient of tr A")
+    return slopes(value, leaves, specimen.generator(), 1e-6, "the gradient of tr A")
 
 
 def context(specimen: Specimen) -> str:

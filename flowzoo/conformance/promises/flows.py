@@ -24,8 +24,9 @@ from flowzoo.conformance.probes.flows_made import (
     typical,
     volume,
 )
-from flowzoo.conformance.probes.invariance import slopes, untouched
-from flowzoo.conformance.promises.flows_density import mass_1d, mass_2d
+from flowzoo.conformance.probes.invariance import untouched
+from flowzoo.conformance.probes.slopes import slopes
+from flowzoo.conformance.promises.flows_density import mass_1d, mass_2d, samples
 from flowzoo.conformance.promises.flows_manners import (
     batch_independence,
     default_dtype,
@@ -61,6 +62,7 @@ __all__ = [
     "precision",
     "round_trip",
     "running_costs",
+    "samples",
     "save_load",
     "seeds",
     "shapes",

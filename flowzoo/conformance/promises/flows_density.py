@@ -1,9 +1,9 @@
-"""What a flow promises of its density: that it integrates to one.
+"""What a flow promises of its density: that it integrates to one, and is that of its samples.
 
-For a flow with a latent space by the substitution x = decode(z): the integral of p(x) over x is
-that of p(decode(z)) |det decode'(z)| over z, by the trapezoidal rule on [-5, 5]^d, outside of which
-lies 1e-6 of the mass. The determinant is that of automatic differentiation, not the flow's own.
-Where all is well the integrand is N(z; 0, I), whatever the shape of p, and a spacing of 0.625
+With a latent space it is integrated by the substitution x = decode(z): the integral of p(x) over x
+is that of p(decode(z)) |det decode'(z)| over z, by the trapezoidal rule on [-5, 5]^d, outside of
+which lies 1e-6 of the mass. The determinant is that of automatic differentiation, not the flow's
+own. Where all is well the integrand is N(z; 0, I), whatever the shape of p, and a spacing of 0.625
 integrates it to 1e-11. Without a latent space the rule is applied in x, on a box around samples.
 
 The error of the quadrature is what every second point alone would change.
@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from flowzoo.conformance.check import check, off_by, require
+from flowzoo.conformance.check import Skipped, check, off_by, require
 from flowzoo.conformance.probes.flows_made import (
     INTEGRALS,
     Accuracy,
@@ -26,11 +26,14 @@ from flowzoo.conformance.probes.flows_made import (
     made,
     solved,
 )
+from flowzoo.conformance.probes.moments import ERRORS, standard_normal
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.flow import Flow
+from flowzoo.flow import Flow, log_normal
 
 _RADIUS = 5.0
 _PIECE = 128  # points at once: a graph of the solve is kept for each
+_DRAWS = 2048  # twice
+_SAMPLED = (Accuracy(1e-4, 1e-2, 1000),)  # finer than moments of that many samples
 _POINTS, _BOXED = {1: 65, 2: 17}, 257  # per axis, with a latent space and without
 
 Integrand = Callable[[Tensor], Tensor]
@@ -46,6 +49,51 @@ def mass_1d(specimen: Specimen) -> str:
 def mass_2d(specimen: Specimen) -> str:
     """In two dimensions the density integrates to one."""
     return _integrates_to_one(specimen, 2)
+
+
+@check("flow")
+def samples(specimen: Specimen) -> str:
+    """Samples have the density that log_prob states, which is N(z) |det dz/dx| of encode.
+
+    Samples, sent to noise, have the moments of N(0, I); without a latent space, samples have those
+    that the density gives by quadrature.
+    """
+
+    def promise(flow: Flow, by: Accuracy) -> str:
+        with torch.no_grad():
+            drawn = flow.sample(_DRAWS, generator=specimen.generator(1))
+            x, log_p = flow.sample_and_log_prob(_DRAWS, generator=specimen.generator(2))
+            stated = flow.log_prob(x)
+            off_by(log_p, stated, by.allowed, "log p of sample_and_log_prob, against log_prob,")
+            if not flow.latent:
+                return _has_density(specimen, flow, torch.cat([drawn, x]))
+            one, other = flow.encode(drawn), flow.encode(x)
+            through = log_normal(other.z) + other.ladj
+            off_by(stated, through, by.allowed, "log_prob, against log N(z) + ladj of encode,")
+            return standard_normal(torch.cat([one.z, other.z]), "samples sent to noise")
+
+    return solved(made(specimen), promise, _SAMPLED)
+
+
+def _has_density(specimen: Specimen, flow: Flow, drawn: Tensor) -> str:
+    """Compare first and second moments of samples with the density's, on a box around them."""
+    if flow.dim not in _POINTS:
+        raise Skipped(f"it has {flow.dim} dimensions, too many for a quadrature")
+    density, low, high = _boxed(specimen, flow)
+    drawn, worst = drawn.double(), 0.0
+    middle, spread = drawn.mean(0), drawn.std(0)
+    for axis in range(flow.dim):
+        for power in (1, 2):
+
+            def moment(x: Tensor, axis: int = axis, power: int = power) -> Tensor:
+                return ((x - middle) / spread)[:, axis] ** power
+
+            expected, _ = _trapezoid(lambda x, f=moment: density(x) * f(x), low, high, _BOXED)
+            values = moment(drawn)
+            off = float((values.mean() - expected).abs() / (values.std() / len(values) ** 0.5))
+            require(off <= ERRORS, f"moment {power} of samples is {off:.3g} errors from log_prob's")
+            worst = max(worst, off)
+    return f"moments of samples within {worst:.2g} errors of log_prob's, allowed {ERRORS:g}"
 
 
 def _integrates_to_one(specimen: Specimen, dim: int) -> str:

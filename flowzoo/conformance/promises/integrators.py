@@ -23,7 +23,7 @@ from flowzoo.conformance.probes.stepping import (
     tolerant,
     with_options,
 )
-from flowzoo.conformance.promises.differentiation import (
+from flowzoo.conformance.promises.integrators_gradient import (
     discrete_gradient,
     evaluations,
     gradient,

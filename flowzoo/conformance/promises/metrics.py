@@ -10,9 +10,16 @@ from dataclasses import replace
 import torch
 
 from flowzoo.conformance.check import Failed, Skipped, check, require
-from flowzoo.conformance.probes.judged import PERFECT, ROWS, SPOILED, conditional, data, ideals
+from flowzoo.conformance.probes.flows_judged import (
+    PERFECT,
+    ROWS,
+    SPOILED,
+    conditional,
+    data,
+    ideals,
+)
+from flowzoo.conformance.probes.flows_trained import everything
 from flowzoo.conformance.probes.rows import takes
-from flowzoo.conformance.probes.trainees import everything
 from flowzoo.conformance.runner import settled
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.data.dataset import Data

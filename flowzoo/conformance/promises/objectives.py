@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from flowzoo.conformance.check import Failed, check, off_by, require
-from flowzoo.conformance.probes.invariance import default_dtype, slopes
-from flowzoo.conformance.probes.trainees import (
+from flowzoo.conformance.probes.flows_trained import (
     accepted,
     conditional,
     everything,
@@ -20,7 +19,9 @@ from flowzoo.conformance.probes.trainees import (
     staged,
     total,
 )
-from flowzoo.conformance.promises.learning import learns  # noqa: F401 (a check of this kind as well)
+from flowzoo.conformance.probes.invariance import default_dtype
+from flowzoo.conformance.probes.slopes import slopes
+from flowzoo.conformance.promises.objectives_learning import learns  # noqa: F401 (a check of this kind as well)
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import FlowzooError, Incompatible
 from flowzoo.flow import Flow

@@ -8,6 +8,7 @@ from torch import Tensor
 from flowzoo.conformance.check import Failed, check, require
 from flowzoo.conformance.probes import invariance
 from flowzoo.conformance.probes.known import Watched, start
+from flowzoo.conformance.probes.slopes import slopes
 from flowzoo.conformance.probes.stepping import SPAN, accurate, equation
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Incompatible
@@ -65,7 +66,7 @@ def gradient(specimen: Specimen) -> str:
 def discrete_gradient(specimen: Specimen) -> str:
     """On a fixed grid the gradient is that of the discrete solution, to rounding."""
     made, problem = specimen.make(), _Problem(specimen)
-    return invariance.slopes(
+    return slopes(
         lambda: problem.solved(made),
         problem.leaves,
         specimen.generator(),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Skipped, check, off_by, require
+from flowzoo.conformance.probes.moments import ERRORS, standard_normal
 from flowzoo.conformance.probes.rows import loaded, takes
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.data.dataset import Data
@@ -24,7 +25,6 @@ _ROWS = 2000  # test rows that expectations are compared with
 _SOME = 50  # rows at which derivatives are compared
 _TIMES = (0.1, 0.5, 0.9)
 _STEP = 1e-5  # of finite differences, in units of the range
-_ERRORS = 5.0  # standard errors within which a mean must be: outside by chance once in 2 million
 _NODES = 5184  # of a quadrature
 _DIGITS = 1e-5  # entropies from tables have six decimals
 
@@ -92,7 +92,7 @@ def transport(specimen: Specimen) -> str:
     data, oracle = _known(specimen, "transport")
     z = oracle.transport(data.test)
     require(z.shape == data.test.shape, f"T(x) is {tuple(z.shape)}, x {tuple(data.test.shape)}")
-    said = [_standard_normal(z)]
+    said = [standard_normal(z, "T(x)")]
     jacobian = _derivatives(oracle.transport, data.test[:_SOME])
     off_by(jacobian.mT, jacobian, 1e-6, "dT/dx, transposed,")
     lowest = float(torch.linalg.eigvalsh(0.5 * (jacobian + jacobian.mT)).min())
@@ -168,8 +168,8 @@ def matching_velocity(specimen: Specimen) -> str:
         products = (rest[:, :, None] * tests[:, None, :]).flatten(1)
         errors = products.std(0) / len(products) ** 0.5
         worst = max(worst, float((products.mean(0) / errors).abs().max()))
-    require(worst <= _ERRORS, f"z - y - u is {worst:.3g} standard errors from E[. | x_t] = 0")
-    return f"z - y - u within {worst:.2g} standard errors of E[. | x_t] = 0, allowed {_ERRORS:g}"
+    require(worst <= ERRORS, f"z - y - u is {worst:.3g} standard errors from E[. | x_t] = 0")
+    return f"z - y - u within {worst:.2g} standard errors of E[. | x_t] = 0, allowed {ERRORS:g}"
 
 
 @check("dataset")
@@ -201,27 +201,9 @@ def _known(specimen: Specimen, *wanted: str) -> tuple[Data, Any]:
 
 
 def _within(gap: float, error: float, what: str) -> str:
-    allowed = _ERRORS * error + _DIGITS
+    allowed = ERRORS * error + _DIGITS
     require(abs(gap) <= allowed, f"{what} is {gap:.3g}, allowed ±{allowed:.2g}")
     return f"{what} {gap:.1e}, allowed ±{allowed:.0e}"
-
-
-def _standard_normal(z: Tensor) -> str:
-    """Compare means, covariances, third and fourth moments with those of N(0, I)."""
-    n, d = z.shape
-    unit = torch.eye(d, dtype=z.dtype)
-    moments = {
-        "mean": z.mean(0) * n**0.5,
-        "covariance": (z.mT @ z / n - unit) * (n / (1 + unit)).sqrt(),
-        "third moment": z.pow(3).mean(0) * (n / 15) ** 0.5,
-        "fourth moment": (z.pow(4).mean(0) - 3) * (n / 96) ** 0.5,
-    }
-    worst = {name: float(errors.abs().nan_to_num(nan=math.inf).max())
-             for name, errors in moments.items()}  # fmt: skip
-    for name, errors in worst.items():
-        require(errors <= _ERRORS, f"the {name} of T(x) is {errors:.3g} errors from N(0, I)'s")
-    largest = max(worst.values())
-    return f"moments of T(x) within {largest:.2g} errors of N(0, I)'s, allowed {_ERRORS:g}"
 
 
 def _integral(log_prob: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[float, float]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import check, require
-from flowzoo.conformance.probes.trainees import accepted, staged, total
+from flowzoo.conformance.probes.flows_trained import accepted, staged, total
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.flow import Flow
 from flowzoo.objective import Batch, Objective, Stage
