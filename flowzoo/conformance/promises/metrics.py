@@ -146,8 +146,11 @@ def perfect(specimen: Specimen) -> str:
 def worse(specimen: Specimen) -> str:
     """Where a direction is better, one of five spoiled flows is worse by more than the errors.
 
-    Spoiled in density, in spread, in the way that points take, in accuracy, in speed.
+    Spoiled in density, in spread, in the way that points take, in accuracy, in speed. Numbers that
+    do not repeat, such as times, are not compared: they depend on more than the flow.
     """
+    if "repeatable" in specimen.expected:
+        raise Skipped("its numbers do not repeat, as it declares")
     best: Measures = {}
     for what in PERFECT:
         for name, measure in _measured(specimen, _subject(what), what).items():
