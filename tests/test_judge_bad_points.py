@@ -50,3 +50,14 @@ def test_contexts_that_are_not_one_for_each_point(shape, places):
 def test_a_tolerance_that_is_none(tolerance, places):
     with pytest.raises(UserError, match="tolerance must be positive and finite"):
         Subject(flow(), Rows(places(50)), tolerance=tolerance)
+
+
+def test_a_class_is_no_object(places):
+    with pytest.raises(UserError, match="Scale is a class: give an object of it"):
+        evaluate(Scale, Rows(places(50)), metrics=[NLL()])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_device_that_is_not_there(places):
+    with pytest.raises(UserError, match="compute on cuda, but there is no CUDA: use 'cpu'"):
+        evaluate(flow(), Rows(places(50)), metrics=[NLL()], device="cuda")

@@ -33,6 +33,8 @@ def adapt(thing: object, dim: int | None = None) -> Flow:
     """
     if isinstance(thing, Flow):
         return thing
+    if isinstance(thing, type):
+        raise UserError(f"{thing.__name__} is a class: give an object of it")
     if isinstance(thing, Distribution):
         return Adapted(Law(thing), dim)
     missing = [name for name in ("log_prob", "sample") if not callable(getattr(thing, name, None))]

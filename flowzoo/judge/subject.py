@@ -45,7 +45,8 @@ class Subject:
         tolerance: Relative and absolute tolerance of the judge's solver.
 
     Raises:
-        UserError: The test points or their contexts are no points, or the tolerance is none.
+        UserError: The test points or their contexts are no points, the tolerance is none, or the
+            device is not there.
         Incompatible: The flow is of another dimension.
     """
 
@@ -61,6 +62,8 @@ class Subject:
         require_points(flow, data)
         if not 0 < tolerance < math.inf:
             raise UserError(f"the judge's tolerance must be positive and finite, got {tolerance}")
+        if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"the judge is to compute on {device}, but there is no CUDA: use 'cpu'")
         self.flow = _brought(flow, torch.device(device))
         self.data, self.scale, self.seed, self.tolerance = data, scale, seed, tolerance
         dtype = _dtype(flow, data.test)
