@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from flowzoo.build import build
+from flowzoo.conformance.check import Skipped
 from flowzoo.registry import Registry
 
 
@@ -68,6 +69,22 @@ class Specimen:
             if isinstance(made, nn.Module):
                 made = made.to(dtype).eval()
                 _shake(made, shake)
+        return made
+
+    def sized(self, usual: int, dim: int | None = None, **options: Any) -> Any:
+        """Return an instance in a usual dimension, or the only one it has; in `dim` if given.
+
+        Arguments:
+            usual: The dimension d where any will do.
+            dim: The dimension d that is needed.
+            options: What else `make` takes.
+
+        Raises:
+            Skipped: It has another dimension than the one needed, and no choice.
+        """
+        made = self.make(usual if dim is None else dim, **options)
+        if dim is not None and made.dim != dim:
+            raise Skipped(f"it has {made.dim} dimensions and no choice, {dim} are needed")
         return made
 
     def generator(self, seed: int = 0) -> torch.Generator:

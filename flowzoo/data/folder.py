@@ -23,7 +23,7 @@ def existing_file(path: Path) -> Path:
     if path.is_dir():
         raise BadData(f"{path} is a folder; name a file in it.")
     if not path.exists():
-        raise BadData(f"There is no file {path}{_similar(path)}.")
+        raise BadData(f"There is no file {path}{_similar(path)}; check the path.")
     if path.stat().st_size == 0:
         raise BadData(f"{path} is empty.")
     return path

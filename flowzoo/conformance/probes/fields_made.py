@@ -9,7 +9,6 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from flowzoo.conformance.check import Skipped
 from flowzoo.conformance.probes.invariance import Function
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.field import LinearMap, Potential, Velocity
@@ -21,20 +20,8 @@ SINGLE = 1e-4  # what second derivatives in float32 may be off by
 
 
 def made(specimen: Specimen, dim: int | None = None, **options: Any) -> Any:
-    """Return a field of dimension 3, or of the only one that it has; in `dim` dimensions if given.
-
-    Arguments:
-        specimen: The field.
-        dim: The dimension d that is needed; None where any will do.
-        options: What else `Specimen.make` takes.
-
-    Raises:
-        Skipped: It has another dimension and no choice.
-    """
-    field = specimen.make(3 if dim is None else dim, **options)
-    if dim is not None and field.dim != dim:
-        raise Skipped(f"it has {field.dim} dimensions and no choice, {dim} are needed")
-    return field
+    """Return a field of dimension 3, or of dimension `dim` if given (`Specimen.sized`)."""
+    return specimen.sized(3, dim, **options)
 
 
 def places(

@@ -59,20 +59,8 @@ class TooRough(Exception):
 
 
 def made(specimen: Specimen, dim: int | None = None, **options: Any) -> Flow:
-    """Return a flow of dimension 2, or of the only one that it has; in `dim` dimensions if given.
-
-    Arguments:
-        specimen: The flow.
-        dim: The dimension d that is needed; None where any will do.
-        options: What else `Specimen.make` takes.
-
-    Raises:
-        Skipped: It has another dimension and no choice.
-    """
-    flow = specimen.make(2 if dim is None else dim, **options)
-    if dim is not None and flow.dim != dim:
-        raise Skipped(f"it has {flow.dim} dimensions and no choice, {dim} are needed")
-    return flow
+    """Return a flow of dimension 2, or of dimension `dim` if given (`Specimen.sized`)."""
+    return specimen.sized(2, dim, **options)
 
 
 def typical(specimen: Specimen, flow: Flow, n: int) -> Tensor:
