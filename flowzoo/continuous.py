@@ -13,7 +13,7 @@ from torch.nn.functional import softplus
 
 from flowzoo.errors import Incompatible
 from flowzoo.field import Velocity
-from flowzoo.flow import Encoded, Flow
+from flowzoo.flow import Decoded, Encoded, Flow
 from flowzoo.integrators import RK4, Integrator, State, Time
 from flowzoo.regularizers import RunningCost
 from flowzoo.traces import Exact, TraceEstimator
@@ -28,6 +28,9 @@ class Continuous(Flow):
         trace: How the divergence is computed; exactly when left out.
         end_time: The time T at which the noise is reached.
         train_end_time: True learns T, kept positive, from `end_time` on.
+        evaluation: The integrator in evaluation mode (validation, samples, densities of a fitted
+            flow), say the same one with more steps; `integrator` when left out. The judge has its
+            own.
 
     Raises:
         Incompatible: The trace needs what the velocity does not provide, or redraws probes where
@@ -53,6 +56,11 @@ class Continuous(Flow):
             "integrator": {"name": "rk4", "recompute": True},
             "trace": {"name": "hutchinson", "redraw": "stage"},
         },
+        {
+            "velocity": {"name": "mlp", "hidden": [8]},
+            "integrator": {"name": "rk4", "steps": 8},
+            "evaluation": {"name": "rk4", "steps": 16},
+        },
     )
 
     def __init__(
@@ -62,10 +70,12 @@ class Continuous(Flow):
         trace: TraceEstimator | None = None,
         end_time: float = 1.0,
         train_end_time: bool = False,
+        evaluation: Integrator | None = None,
     ) -> None:
         super().__init__()
         self.velocity = velocity
         self.integrator = RK4() if integrator is None else integrator
+        self.evaluation = evaluation
         self.trace = Exact() if trace is None else trace
         self.dim, self.context_dim = velocity.dim, velocity.context_dim
         if not end_time > 0:
@@ -83,11 +93,17 @@ class Continuous(Flow):
 
     def _check(self) -> None:
         self._demand(self.trace, self.trace.needs)
-        if self.trace.redraw == "stage" and self.integrator.evaluations is None:
-            raise Incompatible(
-                f"{type(self.integrator).__name__} needs probes that stay fixed along a solve: "
-                "use redraw: solve, or a fixed grid such as rk4"
-            )
+        for integrator in (self.integrator, self.evaluation):
+            if self.trace.redraw == "stage" and integrator and integrator.evaluations is None:
+                raise Incompatible(
+                    f"{type(integrator).__name__} needs probes that stay fixed along a solve: "
+                    "use redraw: solve, or a fixed grid such as rk4"
+                )
+
+    @property
+    def solver(self) -> Integrator:
+        """The integrator of the present mode, training or evaluation."""
+        return self.integrator if self.training or self.evaluation is None else self.evaluation
 
     def _demand(self, part: object, needs: frozenset[str]) -> None:
         missing = needs - self.velocity.provides
@@ -110,11 +126,10 @@ class Continuous(Flow):
                 context = None if context is None else context.clone()
                 return self.encode(x.clone(), running, context, generator)
         self.requires(running)
-        field = Augmented(self, x, running, context, generator)
-        start = (x, x.new_zeros(x.shape[0]))
-        if running:
-            start = (*start, x.new_zeros(x.shape[0], len(running)))
-        solution = self.integrator.solve(field, start, 0.0, self._end(x), self._params(context))
+        probes = self._probes(x, generator)
+        field = Augmented(self.velocity, self.trace, probes, running, context)
+        start = _start(x, running)
+        solution = self.solver.solve(field, start, 0.0, self._end(x), self._params(context))
         z, ladj, *costs = solution.state
         return Encoded(z, ladj, costs[0] if costs else x.new_zeros(x.shape[0], 0), (solution.nfe,))
 
@@ -127,17 +142,35 @@ class Continuous(Flow):
         def field(t: Tensor, state: State, stage: int = 0) -> State:
             return (self.velocity(t, state[0], context),)
 
-        return self.integrator.solve(field, (z,), self._end(z), 0.0, self._params(context)).state[0]
+        return self.solver.solve(field, (z,), self._end(z), 0.0, self._params(context)).state[0]
+
+    def generate(
+        self, z: Tensor, running: Sequence[RunningCost] = (), context: Tensor | None = None
+    ) -> Decoded:
+        """Send noise to data and integrate costs on the way; no divergence is computed."""
+        self.requires(running)
+        if not running:
+            return Decoded(self.decode(z, context), z.new_zeros(z.shape[0], 0))
+        field = Augmented(self.velocity, None, [None], running, context)
+        end, params = self._end(z), self._params(context)
+        solution = self.solver.solve(field, _start(z, running), end, 0.0, params)
+        x, _, costs = solution.state
+        return Decoded(x, -costs, (solution.nfe,))  # a cost is paid from data to noise
 
     def with_numerics(
         self, integrator: Integrator | None = None, trace: TraceEstimator | None = None
     ) -> Continuous:
         """Return this flow, weights shared, with another integrator or trace."""
         other = copy.copy(self)
-        other.integrator = self.integrator if integrator is None else integrator
+        if integrator is not None:
+            other.integrator, other.evaluation = integrator, None
         other.trace = self.trace if trace is None else trace
         other._check()
         return other
+
+    def _probes(self, x: Tensor, generator: torch.Generator | None) -> list[Tensor | None]:
+        draws = self.solver.evaluations if self.trace.redraw == "stage" else None
+        return [self.trace.probes(x, generator) for _ in range(draws or 1)]
 
     def _end(self, like: Tensor) -> Time:
         if self.raw_end_time is None:
@@ -156,35 +189,39 @@ class Augmented:
     flow: two solves before one backward pass do not disturb each other.
 
     Arguments:
-        flow: The flow whose velocity and trace are used.
-        x: The places from which the solve starts, (n, d).
+        velocity: The velocity v.
+        trace: How its divergence is computed; None leaves ladj at 0.
+        probes: Its probes, one entry for the whole solve or one per numbered stage.
         running: Costs, one more column of the state each.
         context: What the velocity is conditioned on, (n, c).
-        generator: Source of the probes.
     """
 
     def __init__(
         self,
-        flow: Continuous,
-        x: Tensor,
+        velocity: Velocity,
+        trace: TraceEstimator | None,
+        probes: Sequence[Tensor | None],
         running: Sequence[RunningCost],
         context: Tensor | None,
-        generator: torch.Generator | None,
     ) -> None:
-        self.velocity, self.trace, self.running, self.context = (
-            flow.velocity,
-            flow.trace,
-            running,
-            context,
-        )
-        draws = flow.integrator.evaluations if flow.trace.redraw == "stage" else None
-        self.probes = [flow.trace.probes(x, generator) for _ in range(draws or 1)]
+        self.velocity, self.trace, self.probes = velocity, trace, probes
+        self.running, self.context = running, context
+        self.detached = any(cost.detached for cost in running)
 
     def __call__(self, t: Tensor, state: State, stage: int = 0) -> State:
         """Return the derivative of the state at time t; `stage` says which probes to use."""
         probes = self.probes[stage if len(self.probes) > 1 else 0]
         at = self.velocity.at(t, state[0], self.context)
-        derivative = (at.v, self.trace(at.jacobian, probes))
+        ladj = torch.zeros_like(state[1]) if self.trace is None else self.trace(at.jacobian, probes)
         if not self.running:
-            return derivative
-        return (*derivative, torch.stack([cost.rate(at, probes) for cost in self.running], -1))
+            return at.v, ladj
+        still = at
+        if self.detached and torch.is_grad_enabled():
+            still = self.velocity.at(t, state[0].detach(), self.context)
+        rates = [cost.rate(still if cost.detached else at, probes) for cost in self.running]
+        return at.v, ladj, torch.stack(rates, -1)
+
+
+def _start(x: Tensor, running: Sequence[RunningCost]) -> State:
+    start = (x, x.new_zeros(x.shape[0]))
+    return (*start, x.new_zeros(x.shape[0], len(running))) if running else start

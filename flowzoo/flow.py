@@ -34,6 +34,21 @@ class Encoded:
     nfe: tuple[Evaluations, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Decoded:
+    """What became of noise.
+
+    Arguments:
+        x: Data (n, d).
+        costs: Running costs (n, r) of the way from x to the noise, in the order asked for.
+        nfe: One entry per solve; their `backward` grows when gradients are taken.
+    """
+
+    x: Tensor
+    costs: Tensor
+    nfe: tuple[Evaluations, ...] = field(default=())
+
+
 class Flow(nn.Module, ABC):
     """A bijection x -> z from data to N(0, I), with log p(x) = log N(z; 0, I) + ladj.
 
@@ -69,6 +84,17 @@ class Flow(nn.Module, ABC):
     @abstractmethod
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Send noise (n, d) to data (n, d)."""
+
+    def generate(
+        self, z: Tensor, running: Sequence[RunningCost] = (), context: Tensor | None = None
+    ) -> Decoded:
+        """Send noise (n, d) to data and integrate costs on the way, without the volume change.
+
+        Raises:
+            Incompatible: A cost needs what this flow does not provide.
+        """
+        self.requires(running)
+        return Decoded(self.decode(z, context), z.new_zeros(z.shape[0], len(running)))
 
     def log_prob(
         self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None
@@ -154,6 +180,17 @@ class Chain(Flow):
         for block in reversed(self.flows()):
             z = block.decode(z, context if block.context_dim else None)
         return z
+
+    def generate(
+        self, z: Tensor, running: Sequence[RunningCost] = (), context: Tensor | None = None
+    ) -> Decoded:
+        """Send noise through all blocks, last to first, and add up the costs."""
+        costs = z.new_zeros(z.shape[0], len(running))
+        nfe: tuple[Evaluations, ...] = ()
+        for block in reversed(self.flows()):
+            step = block.generate(z, running, context if block.context_dim else None)
+            z, costs, nfe = step.x, costs + step.costs, nfe + step.nfe
+        return Decoded(z, costs, nfe)
 
     def flows(self) -> list[Flow]:
         """Return the blocks."""

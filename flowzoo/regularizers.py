@@ -32,7 +32,13 @@ class Regularizer(ABC):  # noqa: B024 (its two members have different methods)
 
 
 class RunningCost(Regularizer):
-    """A cost per unit time, integrated along the trajectory as one more column of the state."""
+    """A cost per unit time, integrated along the trajectory as one more column of the state.
+
+    With `detached` the places are constants in its gradient: the weights learn from the cost at the
+    points of the trajectory, not by moving them.
+    """
+
+    detached: bool = False
 
     @abstractmethod
     def rate(self, at: Point, probes: Tensor | None) -> Tensor:
@@ -70,6 +76,8 @@ class HJB(RunningCost):
         weight: The factor in the objective.
         power: `absolute` integrates |residual| (OT-Flow), `squared` its square (Potential Flow
             Generator).
+        detach: True takes the points of the trajectory as constants in the gradient, as codes
+            around the Potential Flow Generator do; OT-Flow does not.
 
     References:
         OT-Flow (Onken et al., AAAI 2021), https://arxiv.org/abs/2006.00104;
@@ -77,13 +85,20 @@ class HJB(RunningCost):
     """
 
     needs = frozenset({"phi_t"})
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"power": "squared"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"power": "squared"},
+        {"detach": True},
+    )
 
     def __init__(
-        self, weight: float = 1.0, power: Literal["absolute", "squared"] = "absolute"
+        self,
+        weight: float = 1.0,
+        power: Literal["absolute", "squared"] = "absolute",
+        detach: bool = False,
     ) -> None:
         super().__init__(weight)
-        self.power = power
+        self.power, self.detached = power, detach
 
     def rate(self, at: Point, probes: Tensor | None) -> Tensor:
         """Return |dPhi/dt - |v|^2 / 2| or its square."""
