@@ -186,7 +186,7 @@ class Augmented:
     """The right-hand side of one solve: d/dt (x, ladj, costs) = (v, div v, rates).
 
     It holds what belongs to the solve (context, probes), so that nothing of a solve is kept on the
-    flow: two solves before one backward pass do not disturb each other.
+    flow: two solves before one backward pass do not disturb each other. It reads the places alone.
 
     Arguments:
         velocity: The velocity v.
@@ -195,6 +195,8 @@ class Augmented:
         running: Costs, one more column of the state each.
         context: What the velocity is conditioned on, (n, c).
     """
+
+    reads = 1
 
     def __init__(
         self,
@@ -211,7 +213,9 @@ class Augmented:
     def __call__(self, t: Tensor, state: State, stage: int = 0) -> State:
         """Return the derivative of the state at time t; `stage` says which probes to use."""
         probes = self.probes[stage if len(self.probes) > 1 else 0]
-        at = self.velocity.at(t, state[0], self.context)
+        whole = self.trace is not None and probes is None  # without probes it is the trace itself
+        evaluate = self.velocity.with_divergence if whole else self.velocity.at
+        at = evaluate(t, state[0], self.context)
         ladj = torch.zeros_like(state[1]) if self.trace is None else self.trace(at.jacobian, probes)
         if not self.running:
             return at.v, ladj

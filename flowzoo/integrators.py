@@ -8,6 +8,10 @@ A state is a tuple of tensors: places (n, d) first, then ladj (n,), then integra
 field maps (t, state, stage) to the state's time derivative; `stage` counts the evaluations of a
 fixed grid, so that a field that redraws noise repeats itself when a step is recomputed. Error
 control looks at places and ladj only.
+
+A field of a flow reads the places alone: what is integrated along the way never feeds back. It says
+so by an attribute `reads`, the number of leading entries that it looks at, and a Runge-Kutta step
+then leaves out what nobody reads.
 """
 
 from __future__ import annotations
@@ -193,18 +197,22 @@ class _Grid:
         times = t0 + (t1 - t0) * self.fraction[i]
         h = (t1 - t0) / self.steps
         slopes: list[State] = []
+        reads = getattr(self.field, "reads", len(state))
         for j, row in enumerate(((), *self.tableau.a)):
-            slopes.append(
-                self.field(times[j], _moved(state, h, row, slopes), i * len(self.tableau.b) + j)
-            )
+            at = (*_moved(state[:reads], h, row, slopes), *state[reads:])
+            slopes.append(self.field(times[j], at, i * len(self.tableau.b) + j))
         return _moved(state, h, self.tableau.b, slopes)
 
 
 def _moved(state: State, h: Time, weights: Sequence[float], slopes: list[State]) -> State:
     for weight, slope in zip(weights, slopes, strict=True):
         if weight:
-            state = tuple(y + (h * weight) * k for y, k in zip(state, slope, strict=True))
+            state = tuple(_add(y, k, h * weight) for y, k in zip(state, slope, strict=False))
     return state
+
+
+def _add(y: Tensor, k: Tensor, factor: Time) -> Tensor:
+    return y + factor * k if isinstance(factor, Tensor) else torch.add(y, k, alpha=factor)
 
 
 class _Recomputed(torch.autograd.Function):
@@ -269,11 +277,16 @@ def failures(method: str = "the solver") -> Iterator[None]:
             warnings.filterwarnings("ignore", message="An adjoint parameter was passed")
             yield
     except AssertionError as error:
-        known = ("underflow in dt", "non-finite values", "max_num_steps exceeded")
-        found = next((text for text in known if text in str(error)), None)
+        found = next((text for text in _CURES if text in str(error)), None)
         if found is None:
             raise
-        raise Diverged(
-            f"{method}: {found}; the field is too stiff for its tolerances: loosen rtol and atol, "
-            "use smooth activations, or a fixed grid"
-        ) from error
+        raise Diverged(f"{method}: {found}; {_CURES[found]}") from error
+
+
+_STIFF = "the field is too stiff for its tolerances: loosen rtol and atol, use smooth activations"
+_CURES = {
+    "underflow in dt": f"{_STIFF}, or a fixed grid",
+    "max_num_steps exceeded": f"{_STIFF}, allow more max_steps, or a fixed grid",
+    "non-finite values": "the field, or the gradient sent back through it, is no longer finite: "
+    "lower the learning rate, or clip the gradient",
+}

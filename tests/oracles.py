@@ -11,7 +11,8 @@ from components import load, make, names  # noqa: F401 (what tests of plugins im
 from scipy.linalg import expm as scipy_expm
 from torch import nn
 
-from flowzoo.field import Gradient, LinearMap, Potential, Velocity
+from flowzoo.field import Gradient, Potential, Velocity
+from flowzoo.maps import LinearMap
 
 F64 = torch.float64
 

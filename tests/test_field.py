@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from oracles import F64, Drift, Linear, Matrix, SmallVelocity, gap, row_by_row, small_gradient
 
 from flowzoo.continuous import Continuous
-from flowzoo.field import Gradient, Scaled, Velocity
+from flowzoo.field import Gradient, Velocity
 from flowzoo.integrators import RK4
+from flowzoo.maps import Scaled
 from flowzoo.regularizers import JacobianFrobenius
 from flowzoo.traces import Hutchinson
 

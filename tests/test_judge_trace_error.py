@@ -11,7 +11,6 @@ from oracles import F64, standard_normal
 from torch import nn
 from torch.nn.functional import softplus
 
-from flowzoo.field import Jacobian
 from flowzoo.flow import Encoded, Flow
 from flowzoo.judge import Subject, evaluate
 from flowzoo.judge import subject as subject_module
@@ -20,6 +19,7 @@ from flowzoo.judge.measure import quantile
 from flowzoo.judge.numerics import JudgeTrace
 from flowzoo.judge.subject import AGAIN, REPEATS
 from flowzoo.judge.truth import DensityError
+from flowzoo.maps import Jacobian
 from flowzoo.traces import SLQ
 
 

@@ -15,7 +15,8 @@ from flowzoo.errors import Incompatible
 from flowzoo.field import Gradient
 from flowzoo.integrators import RK4
 from flowzoo.traces import Hutchinson
-from flowzoo_ot_flow.potential import ResNetPotential, log_2cosh
+from flowzoo_ot_flow.network import log_2cosh
+from flowzoo_ot_flow.potential import ResNetPotential
 
 
 @pytest.mark.parametrize("dim", [3, 12])

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from flowzoo.errors import Incompatible
-from flowzoo.field import Potential, Scaled, Velocity
+from flowzoo.field import Potential, Velocity
+from flowzoo.maps import Scaled
 
 
 class Right(Velocity):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flowzoo.field import LinearMap
+from flowzoo.maps import LinearMap
 from flowzoo.traces import SLQ, Exact, Spectral, TraceEstimator
 
 TOLERANCE = 1e-5  # relative and absolute, of the judge's solver

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from flowzoo.field import LinearMap
+from flowzoo.maps import LinearMap
 
 
 class Hessian(LinearMap):

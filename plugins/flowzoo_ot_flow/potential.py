@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from flowzoo.errors import Incompatible
 from flowzoo.field import Potential, PotentialPoint
+from flowzoo.maps import Traced
 from flowzoo.networks import Inputs
-from flowzoo_ot_flow.hessian import Hessian
+from flowzoo_ot_flow.fused import Plan, evaluate
+from flowzoo_ot_flow.hessian import Hessian, triangular
+from flowzoo_ot_flow.laplacian import cheapest
+from flowzoo_ot_flow.network import Weights, activations, bends, gradient, output, sensitivities
 
 
 class ResNetPotential(Potential):
@@ -38,6 +41,11 @@ class ResNetPotential(Potential):
         layers: Number M + 1 of layers, the opening one counted; the published settings have 2.
         rank: Rows r of A; min(10, d + 1) when left out.
         context_dim: Width of the context.
+        method: How the Laplacian is computed where it is asked for together with the gradient:
+            by `columns`, `folded` (one hidden layer only) or by `autograd` alone; `auto` chooses by
+            cost.
+        compile: True has torch.compile make the code of `columns` and `folded`: it takes a minute,
+            and pays for narrow networks.
 
     Raises:
         Incompatible: Fewer than two layers, or a width or rank below 1.
@@ -56,12 +64,20 @@ class ResNetPotential(Potential):
         layers: int = 2,
         rank: int | None = None,
         context_dim: int = 0,
+        method: Literal["auto", "columns", "folded", "autograd"] = "auto",
+        compile: bool = False,
     ) -> None:
         super().__init__()
+        self.method: Literal["auto", "columns", "folded", "autograd"] = method
+        self.compiled = compile
         rank = min(10, dim + 1) if rank is None else rank
         for name, value, least in (("layers", layers, 2), ("width", width, 1), ("rank", rank, 1)):
             if value < least:
                 raise Incompatible(f"ot-flow: {name} must be at least {least}, got {value}")
+        if method == "folded" and layers > 2:
+            raise Incompatible(
+                f"ot-flow: method folded is for layers: 2, got {layers}; use columns or auto"
+            )
         self.dim, self.context_dim, self.step = dim, context_dim, 1 / (layers - 1)
         self.inputs = Inputs(dim, context_dim=context_dim)
         self.opening = nn.Linear(self.inputs.width, width)
@@ -75,69 +91,50 @@ class ResNetPotential(Potential):
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return Phi(t, x) as (n,), for t () or (n,), x (n, d) and context (n, c) or None."""
-        s = self.inputs(t, x, context)
-        u, before = self._hidden(s)
-        u = torch.add(u, log_2cosh(before[-1]), alpha=self.step)
-        return u @ self.w + 0.5 * (s @ self.A.T).square().sum(-1) + s @ self.b + self.c
+        s, p = self.inputs(t, x, context), self.weights()
+        u = output(p, s)
+        return u @ p.w + 0.5 * (s @ p.A.T).square().sum(-1) + s @ p.b + self.c
 
     def gradient(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return grad_x Phi as (n, d), and nothing else: all that sampling needs."""
-        s = self.inputs(t, x, context)
-        pulled, _ = self._backwards([q.tanh() for q in self._hidden(s)[1]])
-        return self._first(s, pulled[0], self.dim)
+        s, p = self.inputs(t, x, context), self.weights()
+        pulled, _ = sensitivities(p, activations(p, s)[0])
+        return gradient(p, s, pulled[0], self.dim)
 
     def at(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> PotentialPoint:
         """Return gradient, time derivative and Hessian at (t, x), from one set of activations."""
-        d, s = self.dim, self.inputs(t, x, context)
-        slopes = [q.tanh() for q in self._hidden(s)[1]]
-        pulled, sensitivities = self._backwards(slopes)
-        first = self._first(s, pulled[0], d + 1)
-        hessian = Hessian(
-            self.opening.weight[:, :d],
-            self._weights(),
-            self.A[:, :d],
-            slopes,
-            # sig''(q_i) z_{i+1} with sig'' = 1 - tanh^2.
-            [
-                torch.addcmul(z, p, slope, value=-1)
-                for z, p, slope in zip(sensitivities, pulled, slopes, strict=True)
-            ],
-        )
+        d, s, p = self.dim, self.inputs(t, x, context), self.weights()
+        slopes, _ = activations(p, s)
+        pulled, z = sensitivities(p, slopes)
+        first = gradient(p, s, pulled[0], d + 1)
+        opening, low_rank = p.matrices[0][:, :d], p.A[:, :d]
+        hessian = Hessian(opening, p.matrices[1:], low_rank, slopes, bends(slopes, pulled, z))
         return PotentialPoint(first[:, :d], first[:, d], hessian)
 
-    def _hidden(self, s: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Return u_{M-1} and q_0, ..., q_M; no derivative needs sig(q_M)."""
-        before = [self.opening(s)]
-        u = log_2cosh(before[0])
-        for layer in self.hidden[:-1]:
-            before.append(layer(u))
-            u = torch.add(u, log_2cosh(before[-1]), alpha=self.step)
-        before.append(self.hidden[-1](u))
-        return u, before
+    def with_laplacian(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> PotentialPoint:
+        """Return the same, the Laplacian computed along with the gradient."""
+        # The hand-written derivative is for autograd alone; torch.func differentiates the rest.
+        if self.method == "autograd" or torch._C._are_functorch_transforms_active():
+            return self.at(t, x, context)
+        d, s, p = self.dim, self.inputs(t, x, context), self.weights()
+        frame = p.matrices[0][:, :d].T
+        if d > len(p.w):
+            frame = triangular(frame)  # the Laplacian depends on its products alone
+        space, time, laplacian = evaluate(self._plan(s, p, frame), p, s, frame)
+        laplacian = laplacian + p.A[:, :d].square().sum()
+        return PotentialPoint(
+            space, time, Traced(laplacian, lambda: self.at(t, x, context).hessian)
+        )
 
-    def _backwards(self, slopes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """Return tanh(q_i) z_{i+1} and z_{i+1} for i = 0, ..., M; the last z is w."""
-        z: Tensor = self.w
-        pulled: list[Tensor] = [slopes[-1] * z]
-        sensitivities: list[Tensor] = [z]
-        for slope, weight in zip(slopes[-2::-1], self._weights()[::-1], strict=True):
-            z = torch.addmm(z, pulled[-1], weight, alpha=self.step)
-            pulled.append(slope * z)
-            sensitivities.append(z)
-        return pulled[::-1], sensitivities[::-1]
+    def _plan(self, s: Tensor, p: Weights, frame: Tensor) -> Plan:
+        method = self.method
+        if method == "auto" or method == "autograd":
+            method = cheapest(len(s), frame, len(self.hidden))
+        derive = torch.is_grad_enabled() and any(y.requires_grad for y in (s, *p.row()))
+        return Plan(self.dim, method, derive, s.device.type == "cpu", self.compiled)
 
-    def _first(self, s: Tensor, pulled: Tensor, columns: int) -> Tensor:
-        """Return the first columns of grad_s Phi."""
-        quadratic = torch.addmm(self.b[:columns], s @ self.A.T, self.A[:, :columns])
-        return torch.addmm(quadratic, pulled, self.opening.weight[:, :columns])
-
-    def _weights(self) -> list[Tensor]:
-        return [layer.weight for layer in self.hidden]  # pyright: ignore[reportReturnType]
-
-
-def log_2cosh(q: Tensor) -> Tensor:
-    """Return log(e^q + e^-q) = 2 softplus_2(q) - q, elementwise.
-
-    Written as |q| + log(1 + e^(-2 |q|)), automatic differentiation would find no curvature at 0.
-    """
-    return torch.add(-q, softplus(q, beta=2, threshold=40), alpha=2)
+    def weights(self) -> Weights:
+        """Return the weights as the formulas take them."""
+        layers: list[nn.Linear] = [self.opening, *self.hidden]  # pyright: ignore
+        matrices, biases = [y.weight for y in layers], [y.bias for y in layers]
+        return Weights(self.A, self.b, self.w, matrices, biases)

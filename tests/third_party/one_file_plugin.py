@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from flowzoo.errors import Incompatible
-from flowzoo.field import LinearMap, Point
+from flowzoo.field import Point
+from flowzoo.maps import LinearMap
 from flowzoo.regularizers import RunningCost
 from flowzoo.traces import Spectral, TraceEstimator
 

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from flowzoo.conformance.probes.invariance import Function
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.field import LinearMap, Potential, Velocity
+from flowzoo.field import Potential, Velocity
+from flowzoo.maps import LinearMap
 from flowzoo.traces import Exact
 
 Field: TypeAlias = Velocity | Potential

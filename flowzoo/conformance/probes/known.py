@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from flowzoo.conformance.check import Failed
-from flowzoo.field import LinearMap, Point
+from flowzoo.field import Point
 from flowzoo.integrators import Field, State, Time
+from flowzoo.maps import LinearMap
 
 PATIENCE = 100_000  # evaluations after which a solve is taken to hang
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from flowzoo.conformance.check import Skipped, off_by
 from flowzoo.conformance.probes.fields_made import ROUNDING, made, map_at, places
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.field import LinearMap
+from flowzoo.maps import LinearMap
 
 MANY = 10  # dimensions of the larger case: other algorithms may be chosen there
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from flowzoo.errors import Incompatible
-from flowzoo.field import LinearMap
+from flowzoo.maps import LinearMap
 from flowzoo.traces import Spectral, TraceEstimator
 
 

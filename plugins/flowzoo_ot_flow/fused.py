@@ -1,0 +1,280 @@
+"""Gradient and Laplacian of the residual potential as one function with a hand-written derivative.
+
+One set of activations serves the gradient in space and time, the Laplacian and the derivatives of
+both. What the backward pass needs of the Laplacian is formed in the forward one (`laplacian`), so
+between the two only tensors of (samples, width) are kept. All is done in chunks of samples that
+stay in cache.
+
+For that the cotangent of the Laplacian must be known, up to a factor: it is the same for all
+samples where the loss is a mean. Where it is not, or where looking would stall an accelerator, the
+derivative of the Laplacian is formed in the backward pass.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from flowzoo_ot_flow.hessian import Hessian
+from flowzoo_ot_flow.laplacian import Method, sweep
+from flowzoo_ot_flow.network import Weights, activations, bends, gradient, sensitivities
+
+CHUNK = 512 * 1024  # bytes of one (samples, width) tensor; a dozen are in use at a time
+COMPILED = 1
+Row: TypeAlias = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an evaluation is done.
+
+    Arguments:
+        dim: Dimension d of x.
+        method: How the Laplacian is swept.
+        derive: Whether gradients will be taken.
+        ahead: Whether the Laplacian's derivative is formed in the forward pass.
+        compiled: Whether torch.compile makes the chunks' code.
+    """
+
+    dim: int
+    method: Method
+    derive: bool
+    ahead: bool
+    compiled: bool = False
+
+    def rows(self, w: Tensor) -> int:
+        """Return how many samples are done at once, for weights w (m,)."""
+        return max(64, CHUNK // (len(w) * w.element_size()))
+
+    def code(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
+        """Return `forward_rows` and `backward_rows`, or what they are compiled to."""
+        return _compiled() if self.compiled else (forward_rows, backward_rows)
+
+
+@functools.cache
+def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    return torch.compile(forward_rows), torch.compile(backward_rows)
+
+
+def evaluate(plan: Plan, p: Weights, s: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return grad_x Phi (n, d), dPhi/dt (n,) and the Laplacian in x (n,), |A E|^2 left out.
+
+    Arguments:
+        plan: How it is done.
+        p: The weights.
+        s: Inputs (n, width of s).
+        frame: (K_0 E)^T (d, m), or its triangular factor.
+    """
+    if plan.derive:
+        return _Evaluation.apply(plan, s, frame, *p.row())  # pyright: ignore
+    forward, _ = plan.code()
+    parts = [forward(plan, p.row(), rows, frame) for rows in s.split(plan.rows(p.w))]
+    return _joined(plan, parts)
+
+
+def _joined(plan: Plan, parts: Sequence[Sequence[Any]]) -> tuple[Tensor, Tensor, Tensor]:
+    # One tensor each: autograd would pay for slices of one gradient with copies of it.
+    space = torch.cat([part[0][:, : plan.dim] for part in parts])
+    time = torch.cat([part[0][:, plan.dim] for part in parts])
+    return space, time, torch.cat([part[1] for part in parts])
+
+
+def forward_rows(
+    plan: Plan, row: Sequence[Tensor], s: Tensor, frame: Tensor
+) -> tuple[Tensor, Tensor, Row, Row]:
+    """Return gradient and Laplacian of a chunk, what is kept of it, and what is summed over all.
+
+    Kept are tanh(q_0), ..., tanh(q_M), u_0, ..., u_{M-1}, z_1, ..., z_M, l_1, ..., l_M and, ahead,
+    the derivative of the Laplacian with respect to tanh(q_0), ..., tanh(q_{M-1}), each (n, m).
+    Summed are its derivatives with respect to the frame and K_1, ..., K_M.
+    """
+    p = Weights.of(row)
+    slopes, outputs = activations(p, s)
+    pulled, z = sensitivities(p, slopes)
+    first = gradient(p, s, pulled[0], plan.dim + 1)
+    bent = bends(slopes, pulled, z)
+    lengths, found = sweep(
+        plan.method, frame, p.matrices[1:], slopes, bent, derive=plan.derive and plan.ahead
+    )
+    laplacian = bent[0] @ frame.square().sum(0)
+    for bend, length in zip(bent[1:], lengths, strict=True):
+        laplacian = torch.add(laplacian, (bend * length).sum(-1), alpha=p.step)
+    kept = [*slopes, *outputs, *z[:-1], *lengths]
+    if found is None:
+        return first, laplacian, kept, []
+    return first, laplacian, [*kept, *found.slopes], [found.frame, *found.hidden]
+
+
+def backward_rows(
+    plan: Plan,
+    row: Sequence[Tensor],
+    s: Tensor,
+    frame: Tensor,
+    kept: Sequence[Tensor],
+    first: Tensor,
+    laplacian: Tensor,
+) -> Row:
+    """Return the gradients of a chunk, with respect to s, the frame and `row`.
+
+    What `forward_rows` summed is left out.
+
+    Arguments:
+        plan: How it is done.
+        row: The weights.
+        s: The chunk's inputs.
+        frame: As in `evaluate`.
+        kept: As `forward_rows` returned it; without the last part, that is made here.
+        first: Cotangent of the gradient (n, d + 1).
+        laplacian: Cotangent of the Laplacian (n,).
+    """
+    p = Weights.of(row)
+    slopes, outputs, z, lengths, turned = _split(kept, len(p.matrices) - 1)
+    z = [*z, p.w]
+    curves = [1 - slope * slope for slope in slopes]  # sig''
+    bent = [after * curve for after, curve in zip(z, curves, strict=True)]
+    found = None
+    if turned:
+        turned = [part * laplacian[:, None] for part in turned]
+    else:
+        _, found = sweep(plan.method, frame, p.matrices[1:], slopes, bent, laplacian)
+        assert found is not None
+        turned = found.slopes
+    heights = [laplacian[:, None] * frame.square().sum(0)]  # with respect to the bends
+    heights += [(p.step * laplacian)[:, None] * length for length in lengths]
+    forces, matrices, w = _upwards(p, slopes, z, curves, heights, first)
+    for force, part in zip(forces, turned, strict=False):
+        force.add_(part)
+    into, biases = _downwards(p, s, slopes, outputs, curves, forces, matrices)
+    a, quadratic = _quadratic(p, s, first)
+    b = torch.cat([first.sum(0), p.b.new_zeros(len(p.b) - first.shape[1])])
+    wide = 2 * frame * (laplacian @ bent[0])
+    if found is not None:
+        wide = wide + found.frame
+        matrices = [matrices[0], *map(torch.add, matrices[1:], found.hidden)]
+    return [into + quadratic, wide, a, b, w, *matrices, *biases]
+
+
+def _upwards(
+    p: Weights,
+    slopes: Sequence[Tensor],
+    z: Sequence[Tensor],
+    curves: Sequence[Tensor],
+    bent: Sequence[Tensor],
+    first: Tensor,
+) -> tuple[Row, Row, Tensor]:
+    """Go back through z_1, ..., z_{M+1} = w: gradients of the slopes, of the matrices and of w."""
+    columns = first.shape[1]
+    pulled = first @ p.matrices[0][:, :columns].T  # with respect to tanh(q_i) z_{i+1}
+    opening = torch.zeros_like(p.matrices[0])
+    opening[:, :columns] = (slopes[0] * z[0]).T @ first
+    forces, matrices, back = [], [opening], torch.zeros_like(pulled)
+    for i, (slope, after, curve, bend) in enumerate(zip(slopes, z, curves, bent, strict=True)):
+        if i:
+            pulled = p.step * (back @ p.matrices[i].T)
+            matrices.append(p.step * ((slope * after).T @ back))
+        forces.append(torch.addcmul(pulled, slope, bend, value=-2).mul_(after))
+        back = back.addcmul(pulled, slope).addcmul_(bend, curve)
+    return forces, matrices, back.sum(0)
+
+
+def _downwards(
+    p: Weights,
+    s: Tensor,
+    slopes: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    curves: Sequence[Tensor],
+    forces: Sequence[Tensor],
+    matrices: Sequence[Tensor],
+) -> tuple[Tensor, Row]:
+    """Go back through q_M, ..., q_0: gradients of s and of the biases; adds to the matrices'."""
+    inputs = [s, *outputs]
+    back: Tensor | None = None  # with respect to u_i
+    biases: Row = []
+    for i in range(len(slopes) - 1, -1, -1):
+        force = forces[i].mul_(curves[i])
+        if back is not None:
+            force.addcmul_(slopes[i], back, value=p.step if i else 1.0)
+        biases.append(force.sum(0))
+        matrices[i].addmm_(force.T, inputs[i])
+        into = force @ p.matrices[i]
+        back = into if back is None or not i else back.add_(into)
+    assert back is not None
+    return back, biases[::-1]
+
+
+def _quadratic(p: Weights, s: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the gradients of A and s through the first columns of s A^T A."""
+    columns = first.shape[1]
+    back = first @ p.A[:, :columns].T
+    a = back.T @ s
+    a[:, :columns] += (s @ p.A.T).T @ first
+    return a, back @ p.A
+
+
+def _split(kept: Sequence[Tensor], layers: int) -> list[Sequence[Tensor]]:
+    """Return slopes, outputs, z, lengths and turned, as `forward_rows` laid them out."""
+    ends = [0, layers + 1, 2 * layers + 1, 3 * layers + 1, 4 * layers + 1, len(kept)]
+    return [kept[a:b] for a, b in pairwise(ends)]
+
+
+class _Evaluation(torch.autograd.Function):
+    """`evaluate`, with its derivative."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, plan: Plan, s: Tensor, frame: Tensor, *row: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        forward, _ = plan.code()
+        parts = [forward(plan, row, rows, frame) for rows in s.split(plan.rows(row[2]))]
+        sums = [torch.stack(each).sum(0) for each in zip(*(part[3] for part in parts), strict=True)]
+        ctx.plan, ctx.counts = plan, (len(row), len(sums), len(parts[0][2]))
+        ctx.save_for_backward(s, frame, *row, *sums, *(t for part in parts for t in part[2]))
+        return _joined(plan, parts)
+
+    @staticmethod
+    def backward(ctx: Any, space: Tensor, time: Tensor, laplacian: Tensor) -> tuple[Any, ...]:  # pyright: ignore
+        first = torch.cat([space, time[:, None]], 1)
+        s, frame, *rest = ctx.saved_tensors
+        weights, summed, size = ctx.counts
+        row, sums, kept = rest[:weights], rest[weights : weights + summed], rest[weights + summed :]
+        if torch.is_grad_enabled():  # it will be differentiated again
+            return (None, *_slowly(ctx.plan, s, frame, row, first, laplacian))
+        scale, layers = laplacian[:1].sum(), len(Weights.of(row).matrices) - 1
+        equal = bool(sums) and bool((laplacian == scale).all())
+        rows, used = ctx.plan.rows(row[2]), size if equal else 4 * layers + 1
+        _, backward = ctx.plan.code()
+        into, totals = [], None
+        for i, part in enumerate(s.split(rows)):
+            mine, each = kept[i * size : i * size + used], slice(i * rows, (i + 1) * rows)
+            found = backward(ctx.plan, row, part, frame, mine, first[each], laplacian[each])
+            into.append(found[0])
+            totals = found[1:] if totals is None else list(map(torch.add, totals, found[1:]))
+        assert totals is not None
+        if equal:
+            totals[0] = totals[0] + scale * sums[0]
+            for i, part in enumerate(sums[1:], start=5):  # after the frame, A, b, w and K_0
+                totals[i] = totals[i] + scale * part
+        return (None, torch.cat(into), *totals)
+
+
+def _slowly(
+    plan: Plan, s: Tensor, frame: Tensor, row: Sequence[Tensor], *cotangents: Tensor
+) -> tuple[Tensor | None, ...]:
+    """Return gradients that carry a graph, by automatic differentiation."""
+    p = Weights.of(row)
+    slopes, _ = activations(p, s)
+    pulled, z = sensitivities(p, slopes)
+    first = gradient(p, s, pulled[0], plan.dim + 1)
+    low_rank = torch.zeros_like(p.A[:, : plan.dim])
+    bent = bends(slopes, pulled, z)
+    hessian = Hessian(frame.T, p.matrices[1:], low_rank, slopes, bent)
+    wanted = (s, frame, *row)
+    return torch.autograd.grad(
+        (first, hessian.trace()), wanted, cotangents, create_graph=True, allow_unused=True
+    )
