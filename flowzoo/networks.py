@@ -20,7 +20,7 @@ from flowzoo.registry import suggest
 
 Smooth = Literal["silu", "gelu", "tanh", "softplus"]
 Activation = Literal["silu", "gelu", "tanh", "softplus", "selu", "relu"]
-TimeFeatures = Literal["plain", "fourier"]
+TimeFeatures = Literal["plain", "fourier", "none"]
 
 _SMOOTH: dict[str, Callable[[], nn.Module]] = {
     "silu": nn.SiLU,
@@ -39,8 +39,9 @@ class MLP(Velocity):
         hidden: Widths of the hidden layers; none makes a velocity that is affine in x.
         activation: The activation s. `selu` (which TorchCFM ships) and `relu` have kinks: the
             divergence is discontinuous, and an adaptive solver needs about ten times the steps.
-        time: `plain` feeds t itself; `fourier` feeds cos(k pi t) and sin(k pi t), k = 1 ... K.
-        frequencies: The number K of Fourier frequencies; `plain` has none.
+        time: `plain` feeds t itself; `fourier` feeds cos(k pi t) and sin(k pi t), k = 1 ... K;
+            `none` feeds no time, so that v is the same at all times.
+        frequencies: The number K of Fourier frequencies; not used by the others.
         context_dim: Width c of the context.
 
     Raises:
@@ -53,7 +54,7 @@ class MLP(Velocity):
         https://arxiv.org/abs/2302.00482: three layers of 64, plain time, SELU
     """
 
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"time": "fourier"})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"time": "fourier"}, {"time": "none"})
 
     def __init__(
         self,
@@ -84,14 +85,17 @@ class PotentialMLP(Potential):
         dim: Dimension d of x.
         hidden: Widths of the hidden layers; none makes a potential that is affine in x.
         activation: The activation s.
-        time: `plain` feeds t itself; `fourier` feeds cos(k pi t) and sin(k pi t), k = 1 ... K.
-        frequencies: The number K of Fourier frequencies; `plain` has none.
+        time: `plain` feeds t itself; `fourier` feeds cos(k pi t) and sin(k pi t), k = 1 ... K;
+            `none` feeds no time, so that Phi is the same at all times, as the Monge-Ampere flow's.
+        frequencies: The number K of Fourier frequencies; not used by the others.
         context_dim: Width c of the context.
 
     Raises:
         UserError: An unknown activation or kind of time features.
         Incompatible: A width or number of frequencies below 1.
     """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"time": "none"})
 
     def __init__(
         self,
@@ -117,7 +121,7 @@ class Inputs(nn.Module):
 
     Arguments:
         dim: Dimension d of x.
-        time: `plain` or `fourier`.
+        time: `plain`, `fourier` or `none`.
         frequencies: The number of Fourier frequencies.
         context_dim: Width c of the context.
     """
@@ -130,10 +134,10 @@ class Inputs(nn.Module):
         context_dim: int = 0,
     ) -> None:
         super().__init__()
-        plain = _known(time, ("plain", "fourier"), "time features") == "plain"
-        self.embed = nn.Identity() if plain else Fourier(frequencies)
-        self.context_dim = context_dim
-        self.width = dim + (1 if plain else 2 * frequencies) + context_dim
+        widths = {"plain": 1, "fourier": 2 * frequencies, "none": 0}
+        self.width = dim + widths[_known(time, widths, "time features")] + context_dim
+        self.embed = Fourier(frequencies) if time == "fourier" else nn.Identity()
+        self.timed, self.context_dim = time != "none", context_dim
 
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return the rows (n, width).
@@ -147,9 +151,10 @@ class Inputs(nn.Module):
                 f"the network was built for a context of width {self.context_dim} and got width "
                 f"{width}: set its context_dim to {width}, or give the context it expects"
             )
-        # A time shared by the batch is embedded once.
-        time = self.embed(t.reshape(-1, 1)).expand(x.shape[0], -1)
-        return torch.cat((x, time) if context is None else (x, time, context), -1)
+        columns = [x] if context is None else [x, context]
+        if self.timed:  # a time shared by the batch is embedded once
+            columns.insert(1, self.embed(t.reshape(-1, 1)).expand(x.shape[0], -1))
+        return torch.cat(columns, -1)
 
 
 class Fourier(nn.Module):

@@ -10,11 +10,11 @@ import torch
 
 from flowzoo.errors import Incompatible, UserError
 from flowzoo.field import Gradient
-from flowzoo.networks import MLP, Activation, Fourier, PotentialMLP, Smooth
+from flowzoo.networks import MLP, Activation, Fourier, PotentialMLP, Smooth, TimeFeatures
 
 F64 = torch.float64
 ACTIVATIONS, SMOOTH = typing.get_args(Activation), typing.get_args(Smooth)
-TIMES = ["plain", "fourier"]
+TIMES = typing.get_args(TimeFeatures)
 
 
 def velocity(activation="silu", time="plain", context_dim=0, dim=3):
@@ -60,6 +60,30 @@ def test_fourier_features_are_cosines_and_sines_of_multiples_of_pi():
 def test_fourier_features_tell_both_ends_apart():
     ends = Fourier(4).to(F64)(torch.tensor([[0.0], [1.0]], dtype=F64))
     assert (ends[0] - ends[1]).abs().max() > 1
+
+
+@pytest.mark.parametrize("context_dim", [0, 2])
+@pytest.mark.parametrize("make", [velocity, potential])
+def test_without_time_features_all_times_are_the_same(make, context_dim, places):
+    net, x = make(time="none", context_dim=context_dim), places()
+    context = places(d=context_dim, seed=1) if context_dim else None
+    assert net.net[0].in_features == 3 + context_dim
+    assert torch.equal(net(times(5), x, context), net(times(5, seed=6), x, context))
+    timed = make(context_dim=context_dim)
+    assert not torch.equal(timed(times(5), x, context), timed(times(5, seed=6), x, context))
+
+
+@pytest.mark.parametrize("hidden", [(7, 5), ()])
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("rows", [True, False])
+def test_without_time_features_the_potential_does_not_change(hidden, grad, rows, places):
+    net, x = PotentialMLP(3, hidden, time="none").to(F64), places()
+    t = times(5) if rows else times(1)[0]
+    with torch.set_grad_enabled(grad):
+        point = Gradient(net, scale=2.0).at(t, x)
+    assert torch.equal(point.phi_t, torch.zeros(5, dtype=F64))
+    assert point.v.abs().max() > 0
+    assert point.v.requires_grad == grad
 
 
 @pytest.mark.parametrize("time", TIMES)

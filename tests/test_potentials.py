@@ -8,6 +8,7 @@ from components import make_velocity, names
 from oracles import F64, GaussianOT, SmallPotential, gap, row_by_row
 
 from flowzoo.field import Gradient, Potential
+from flowzoo.networks import PotentialMLP
 
 DIM = 3
 
@@ -15,6 +16,8 @@ DIM = 3
 def potential_of(name, context_dim=0):
     if name == "small":
         return SmallPotential(DIM, context_dim)
+    if name == "mlp without time":
+        return PotentialMLP(DIM, (7, 5), time="none", context_dim=context_dim).to(F64)
     velocity = make_velocity(f"gradient/{name}", DIM, context_dim)
     if velocity is None:
         pytest.skip("takes no context")
@@ -27,7 +30,7 @@ def arguments(n=4, dim=DIM, context_dim=0, rows=False):
     return t, x, torch.randn(n, context_dim, dtype=F64) if context_dim else None
 
 
-@pytest.mark.parametrize("name", ["small", *names("potential")])
+@pytest.mark.parametrize("name", ["small", "mlp without time", *names("potential")])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize(("context_dim", "rows"), [(0, False), (0, True), (2, True)])
 def test_a_potential_knows_its_derivatives(name, grad, context_dim, rows):
