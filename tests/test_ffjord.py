@@ -110,6 +110,27 @@ def test_jacobian_with_context(layer, kind, places):
     check_closed_form(net_of(3, layer=layer, context_dim=2), kind, places(4, 3), places(4, 2, 1))
 
 
+@pytest.mark.parametrize("kind", ["shared", "each"])
+@pytest.mark.parametrize("hidden", DEPTHS, ids=len)
+@pytest.mark.parametrize("context_dim", [0, 2])
+def test_jacobian_of_a_residual_network(hidden, kind, context_dim, places):
+    context = places(4, 2, 1) if context_dim else None
+    net = net_of(3, hidden, context_dim=context_dim, residual=True)
+    check_closed_form(net, kind, places(4, 3), context)
+
+
+def test_a_residual_network_is_the_network_minus_the_places(places):
+    x, t = places(5, 3), torch.tensor(0.4, dtype=F64)
+    net = net_of(residual=True)
+    plain = ODENet(3, (5, 7)).double()
+    plain.load_state_dict(net.state_dict())
+    assert gap(net(t, x), plain(t, x) - x) < 1e-15
+    ours, bare = net.at(t, x), plain.at(t, x)
+    assert gap(ours.v, bare.v - x) < 1e-15
+    assert gap(ours.jacobian.dense(), bare.jacobian.dense() - torch.eye(3, dtype=F64)) < 1e-15
+    assert gap(ours.jacobian.trace(), bare.jacobian.trace() - 3) < 1e-15
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_slopes_far_out(activation):
     """Slopes are finite and right where exponentials overflow."""

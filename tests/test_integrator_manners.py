@@ -7,7 +7,7 @@ import torch
 from components import fixed_grids, integrator_options, load, make_integrator, methods, names
 from oracles import F64, gap
 
-from flowzoo.errors import Diverged, Incompatible
+from flowzoo.errors import Diverged, Incompatible, UserError
 from flowzoo.integrators import FixedGrid, Integrator
 
 STEPPED = [n for n in names("integrator") if methods(n)]
@@ -51,12 +51,30 @@ def test_too_many_steps_are_named(name):
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
-def test_a_field_that_is_not_a_number_is_named(name):
-    def nowhere(t, state, stage=0):
-        return tuple(y * float("nan") for y in state)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_field_that_is_not_a_number_is_named(name, value, grad):
+    """torchdiffeq calls it an underflow of the step size."""
 
-    with pytest.raises(Diverged):
+    def nowhere(t, state, stage=0):
+        return tuple(y + value for y in state)
+
+    with (
+        torch.set_grad_enabled(grad),
+        pytest.raises(Diverged, match="dopri5: non-finite values of the field"),
+    ):
         make_integrator(name).solve(nowhere, start(), 0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+def test_a_jump_without_end_underflows_the_step(name):
+    """The field is finite everywhere, and no step at the jump is small enough."""
+
+    def jumping(t, state, stage=0):
+        return tuple(torch.full_like(y, 1e30) * (t > 0.3) for y in state)
+
+    with pytest.raises(Diverged, match=r"dopri5: (underflow in dt|max_num_steps)"):
+        make_integrator(name, tol=1e-6).solve(jumping, start(), 0.0, 1.0)
 
 
 def test_errors_of_a_field_are_not_renamed():
@@ -74,6 +92,43 @@ def test_steps_and_methods_have_to_fit(name):
     for method in FIXED:
         with pytest.raises(Incompatible, match=f"{method} .*number of steps"):
             load("integrator", name)(method=method)
+
+
+@pytest.mark.parametrize("name", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"first_step": 0.0}, "first_step must be positive, got 0.0"),
+        ({"rtol": -1e-3}, "rtol and atol must not be negative nor both zero, got -0.001"),
+        ({"rtol": 0.0, "atol": 0.0}, "nor both zero, got 0.0 and 0.0"),
+        ({"atol": float("nan")}, "rtol and atol must not be negative"),
+        ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(name, options, said):
+    with pytest.raises(UserError, match=said):
+        load("integrator", name)(**options)
+
+
+@pytest.mark.parametrize("name", STEPPED)
+def test_a_fixed_grid_has_no_first_step(name):
+    with pytest.raises(Incompatible, match=r"rk4 has a fixed grid; leave out first_step=0.1"):
+        load("integrator", name)(method="rk4", steps=4, first_step=0.1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"adjoint_method": "rk4"}, "rk4 has a fixed grid: .* e.g. adjoint_steps: 8"),
+        ({"adjoint_steps": 4}, "dopri5 chooses its steps .*leave out adjoint_steps=4"),
+        ({"adjoint_method": "rk4", "adjoint_steps": 0}, "adjoint_steps: 8"),
+    ],
+)
+def test_a_backward_solve_has_to_fit(options, said):
+    with pytest.raises(Incompatible, match=said):
+        load("integrator", "adjoint")(**options)
+    with pytest.raises(UserError, match="adjoint_rtol and adjoint_atol must not be negative"):
+        load("integrator", "adjoint")(adjoint_rtol=-1.0)
 
 
 @pytest.mark.parametrize("name", fixed_grids())

@@ -64,7 +64,8 @@ def test_an_error_of_another_kind_passes():
 
 
 @pytest.mark.parametrize(
-    "integrator", [Dopri5(max_steps=5), Adjoint(adjoint_rtol=1e-13, max_steps=20)]
+    "integrator",
+    [Dopri5(max_steps=5), Adjoint(adjoint_rtol=1e-13, adjoint_atol=1e-13, max_steps=20)],
 )
 def test_a_solver_that_gives_up_is_named_with_its_step(integrator):
     # The adjoint gives up in the backward pass.

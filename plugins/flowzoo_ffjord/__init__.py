@@ -2,7 +2,8 @@
 
 `velocity.ODENet` is the network, `layers` the ways in which a linear layer depends on time,
 `activations` what stands between them, `jacobian` their closed-form Jacobian, `batchnorm` the
-moving batch normalisation, `official` reads weights of the published code.
+moving batch normalisation, `regularizers` the running costs of the published codes of FFJORD and
+RNODE, `official` reads weights of FFJORD's.
 
 References:
     FFJORD: Free-form Continuous Dynamics for Scalable Reversible Generative Models (Grathwohl,

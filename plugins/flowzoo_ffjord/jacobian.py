@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from flowzoo.field import LinearMap
+from flowzoo.maps import LinearMap
 from flowzoo_ffjord.layers import Affine
 
 
@@ -32,6 +32,7 @@ class LayeredJacobian(LinearMap):
     def __init__(self, maps: Sequence[Affine], slopes: Sequence[Tensor], n: int) -> None:
         self.maps, self.slopes, self.n = maps, slopes, n
         self._last: tuple[Tensor, Tensor] | None = None
+        self._whole: Tensor | None = None
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return J^T p by one sweep backwards; the product with the same probes is shared."""
@@ -47,10 +48,12 @@ class LayeredJacobian(LinearMap):
         return self.maps[-1].push(self._tangents(p) if self.slopes else p)
 
     def dense(self) -> Tensor:
-        """Return J as (n, d, d): the tangents of all basis vectors in one sweep."""
-        columns = self.jvp(self._basis())
-        d = columns.shape[0]
-        return columns.expand(d, self.n, d).permute(1, 2, 0)
+        """Return J as (n, d, d): the tangents of all basis vectors in one sweep, made once."""
+        if self._whole is None:
+            columns = self.jvp(self._basis())
+            d = columns.shape[0]
+            self._whole = columns.expand(d, self.n, d).permute(1, 2, 0)
+        return self._whole
 
     def trace(self) -> Tensor | None:
         """Return tr J as (n,) where the layers' weights are the same for all samples, else None."""
@@ -75,3 +78,33 @@ class LayeredJacobian(LinearMap):
         for layer, slope in zip(self.maps[:-1], self.slopes, strict=True):
             u = layer.push(u) * slope
         return u
+
+
+class MinusIdentity(LinearMap):
+    """A - I: the Jacobian of v(x) - x.
+
+    Arguments:
+        a: The map A.
+        dim: Its dimension d.
+    """
+
+    def __init__(self, a: LinearMap, dim: int) -> None:
+        self.a, self.dim, self.symmetric = a, dim, a.symmetric
+
+    def vjp(self, p: Tensor) -> Tensor:
+        """Return A^T p - p."""
+        return self.a.vjp(p) - p
+
+    def jvp(self, p: Tensor) -> Tensor:
+        """Return A p - p."""
+        return self.a.jvp(p) - p
+
+    def dense(self) -> Tensor:
+        """Return A - I as (n, d, d)."""
+        a = self.a.dense()
+        return a - torch.eye(self.dim, dtype=a.dtype, device=a.device)
+
+    def trace(self) -> Tensor | None:
+        """Return tr A - d where the map knows its trace."""
+        trace = self.a.trace()
+        return None if trace is None else trace - self.dim

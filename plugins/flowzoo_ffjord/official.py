@@ -25,7 +25,7 @@ _NAMES = {
 
 
 def load_official(module: nn.Module, state: Mapping[str, Any], prefix: str = "") -> None:
-    """Fill an `ODENet`, or one of its layers, with weights under their official names.
+    """Fill an `ODENet`, one of its layers or a `MovingBatchNorm` with weights by official names.
 
     Arguments:
         module: What is filled; its layer type and widths must be those of the weights.
@@ -38,7 +38,8 @@ def load_official(module: nn.Module, state: Mapping[str, Any], prefix: str = "")
     """
     ours = {}
     for name, value in state.items():
-        if name.startswith(prefix):
+        # `step` counts the calls of a batch normalisation, for a lag that was never used.
+        if name.startswith(prefix) and name != f"{prefix}step":
             ours[_translated(name[len(prefix) :])] = torch.as_tensor(value)
     try:
         module.load_state_dict(ours)

@@ -13,7 +13,7 @@ from flowzoo.errors import Incompatible, UserError
 from flowzoo.field import Point, Velocity
 from flowzoo.registry import suggest
 from flowzoo_ffjord.activations import ACTIVATIONS, Activation, ActivationName
-from flowzoo_ffjord.jacobian import LayeredJacobian
+from flowzoo_ffjord.jacobian import LayeredJacobian, MinusIdentity
 from flowzoo_ffjord.layers import LAYERS, LayerName, TimeLinear
 
 
@@ -35,6 +35,9 @@ class ODENet(Velocity):
         context_dim: Width of the context, which is appended to the first layer's input; 0 has none.
         zero_last: True starts with a last layer whose weights are zero, so that the flow starts as
             a shift (RNODE).
+        residual: True subtracts x from the network's output, so that a network of zeros contracts.
+            Of the identity that this takes from the Jacobian, Hutchinson's estimate sees |p|^2;
+            FFJORD's code takes d, which with Gaussian probes is another number of the same mean.
 
     Raises:
         UserError: A width is not positive, or a layer or an activation is unknown.
@@ -48,6 +51,7 @@ class ODENet(Velocity):
     examples: ClassVar[Sequence[Mapping[str, Any]]] = (
         {},
         *({"hidden": (8, 8), "layer": layer} for layer in LAYERS),
+        {"hidden": (8, 8), "residual": True},
     )
 
     def __init__(
@@ -59,13 +63,14 @@ class ODENet(Velocity):
         activation: ActivationName = "tanh",
         context_dim: int = 0,
         zero_last: bool = False,
+        residual: bool = False,
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
             raise UserError(f"every hidden width must be at least 1, got {list(hidden)}")
         make = _chosen("layer", layer, LAYERS)
         bend = _chosen("activation", activation, ACTIVATIONS)
-        self.dim, self.context_dim = dim, context_dim
+        self.dim, self.context_dim, self.residual = dim, context_dim, residual
         widths = [width * dim if times_dim else width for width in hidden]
         sizes = [dim + context_dim, *widths, dim]
         layers = [make(a, b) for a, b in pairwise(sizes)]
@@ -80,7 +85,8 @@ class ODENet(Velocity):
         h = self._input(x, context)
         for layer, activation in zip(layers[:-1], activations, strict=True):
             h = activation(layer.at(t)(h))
-        return layers[-1].at(t)(h)
+        v = layers[-1].at(t)(h)
+        return v - x if self.residual else v
 
     def at(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Point:
         """Return the velocity and its closed-form Jacobian, from one set of activations."""
@@ -93,7 +99,10 @@ class ODENet(Velocity):
             slopes.append(activation.slope(h, y))
         v = maps[-1](y)
         on_x = [maps[0].restricted(self.dim), *maps[1:]] if self.context_dim else maps
-        return Point(t, x, v, LayeredJacobian(on_x, slopes, x.shape[0]))
+        jacobian = LayeredJacobian(on_x, slopes, x.shape[0])
+        if self.residual:
+            return Point(t, x, v - x, MinusIdentity(jacobian, self.dim))
+        return Point(t, x, v, jacobian)
 
     def _parts(self) -> tuple[list[TimeLinear], list[Activation]]:
         return list(self.layers), list(self.activations)  # pyright: ignore[reportReturnType]
