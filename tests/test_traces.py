@@ -7,6 +7,7 @@ one such comparison in 1.7 million seeds (the seeds are fixed, so it either pass
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from oracles import F64, Linear, Matrix, SmallVelocity, gap, with_spectrum
 from flowzoo.continuous import Continuous
 from flowzoo.errors import Incompatible
 from flowzoo.integrators import RK4
+from flowzoo.maps import Jacobian
+from flowzoo.regularizers import JacobianFrobenius, Transport
 from flowzoo.traces import SLQ, Exact, Hutchinson, TraceEstimator
 
 Z = 5.0
@@ -202,6 +205,47 @@ def test_redrawn_probes_average_out():
         spread[redraw] = ladj.var().item()
     ratio = spread["solve"] / spread["stage"]
     assert ratio == pytest.approx(18 * m / 5, rel=0.15)
+
+
+class Counted(Jacobian):
+    """A Jacobian that counts the vectors it is multiplied with."""
+
+    products = 0
+
+    def _vjp(self, p, create_graph):
+        Counted.products += len(p) if p.dim() == 3 else 1
+        return super()._vjp(p, create_graph)
+
+
+class Watched(SmallVelocity):
+    def at(self, t, x, context=None):
+        at = super().at(t, x, context)
+        a = at.jacobian
+        return replace(at, jacobian=Counted(a.v, a.x, a.fn, create_graph=a.create_graph))
+
+
+@pytest.mark.parametrize("redraw", ["solve", "stage"])
+@pytest.mark.parametrize("samples", [1, 3, 6])
+def test_a_jacobian_penalty_costs_no_products_of_its_own(samples, redraw, places):
+    """12 evaluations with a product for each probe, or for each of the 4 dimensions."""
+    flow = Continuous(Watched(4), RK4(3), Hutchinson(samples=samples, redraw=redraw))
+    for running in ([], [JacobianFrobenius()], [JacobianFrobenius(), Transport()]):
+        Counted.products = 0
+        with torch.no_grad():
+            flow.encode(places(5, 4), running, generator=torch.Generator().manual_seed(0))
+        assert Counted.products == 12 * min(samples, 4)
+
+
+@pytest.mark.parametrize("samples", [1, 3, 6])
+def test_the_estimates_of_one_product_are_those_of_two(samples, places):
+    """Trace and penalty from the shared product, against explicit Jacobians and probes."""
+    velocity, x, t = SmallVelocity(4), places(5, 4), torch.tensor(0.3, dtype=F64)
+    trace, at = Hutchinson("gaussian", samples), velocity.at(t, x)
+    probes = trace.probes(x, torch.Generator().manual_seed(0))
+    products = torch.einsum("nij,kni->knj", velocity.at(t, x).jacobian.dense(), probes)
+    assert gap(trace(at.jacobian, probes), (products * probes).sum(-1).mean(0)) < 1e-13
+    penalty = JacobianFrobenius().rate(at, probes)
+    assert gap(penalty, products.square().sum(-1).mean(0)) < 1e-13
 
 
 def test_a_trace_may_not_be_made_of_its_interface():

@@ -96,7 +96,7 @@ class MapError(Metric):
         square = mean(
             squared, change, finer=subject.finer, better="lower", note="root mean square distance"
         )
-        found, percent = _root(square, "units"), 100 / ideal.shape[1]
+        found, percent = root(square, "units"), 100 / ideal.shape[1]
         parts = found.parts | {"uvp": percent * square.value}
         if square.error is not None:
             parts["uvp_error"] = percent * square.error
@@ -162,7 +162,7 @@ class VelocityError(Metric):
             return None
         ratio = float(off.mean()) / whole
         values = ratio + (off - ratio * size) / whole  # linearised, as for a ratio of means
-        return _root(mean(values, better="lower", note=f"against the velocity {whose}"), "")
+        return root(mean(values, better="lower", note=f"against the velocity {whose}"), "")
 
     def _squares(self, subject: Subject, known: Known) -> tuple[Tensor, Tensor]:
         """Return |v - u|^2 and |u|^2, both (n,), averaged over the times of each point."""
@@ -187,7 +187,7 @@ class VelocityError(Metric):
         return off, size
 
 
-def _root(square: Measure, unit: str) -> Measure:
+def root(square: Measure, unit: str) -> Measure:
     """Return the root of a measured mean square.
 
     The interval [m - e, m + e] of the square is mapped to that of the root; half its width is the

@@ -21,6 +21,7 @@ from flowzoo.flow import Encoded, Flow
 from flowzoo.integrators import RK1, RK4, Integrator
 from flowzoo.judge import Subject
 from flowzoo.regularizers import RunningCost
+from flowzoo.traces import Hutchinson, TraceEstimator
 
 _SCALE = 1.6
 _MEAN = 0.5
@@ -117,8 +118,10 @@ def data(dim: int = 2, rows: int = ROWS, context: bool = False) -> Data:
     )
 
 
-def _ode(moves: Moves, dim: int, integrator: Integrator) -> Continuous:
-    return Continuous(Known(moves, dim), integrator).eval()
+def _ode(
+    moves: Moves, dim: int, integrator: Integrator, trace: TraceEstimator | None = None
+) -> Continuous:
+    return Continuous(Known(moves, dim), integrator, trace).eval()
 
 
 PERFECT: Mapping[str, Callable[[int], Flow]] = MappingProxyType(
@@ -136,6 +139,7 @@ SPOILED: Mapping[str, Callable[[int], Flow]] = MappingProxyType(
         "a roundabout flow": lambda dim: _ode(law(dim).matching_velocity, dim, RK4(8)),
         "a coarse solver": lambda dim: _ode(law(dim).matching_velocity, dim, RK1(1)),
         "a slow solver": lambda dim: _ode(law(dim).velocity, dim, RK4(40)),
+        "a noisy trace": lambda dim: _ode(law(dim).velocity, dim, RK4(4), Hutchinson("gaussian")),
     }
 )
 

@@ -144,10 +144,10 @@ def perfect(specimen: Specimen) -> str:
 
 @check("metric")
 def worse(specimen: Specimen) -> str:
-    """Where a direction is better, one of five spoiled flows is worse by more than the errors.
+    """Where a direction is better, one of six spoiled flows is worse by more than the errors.
 
-    Spoiled in density, in spread, in the way that points take, in accuracy, in speed. Numbers that
-    do not repeat, such as times, are not compared: they depend on more than the flow.
+    Spoiled in density, in spread, in the way that points take, in accuracy, speed or noise. Numbers
+    that do not repeat, such as times, are not compared: they depend on more than the flow.
     """
     if "repeatable" in specimen.expected:
         raise Skipped("its numbers do not repeat, as it declares")

@@ -38,7 +38,10 @@ def positive(specimen: Specimen, n: int, d: int) -> Tensor:
 def random_dimension(specimen: Specimen, least: int = 4) -> int:
     """Return a dimension larger than the number of probes, so that none form a whole basis."""
     probes = specimen.make().probes(specimen.points(1, 64), specimen.generator())
-    return least if probes is None else max(least, len(probes) + 1)
+    if probes is None:
+        return least
+    # One that draws more when there are more dimensions says how many by its `samples`.
+    return max(least, len(probes) + 1, getattr(specimen.make(), "samples", 0) + 1)
 
 
 @check("trace")
