@@ -24,6 +24,8 @@ STANDS_ON = {
     "build": ["registry"],
     "recipes": ["build", "settings"],
     "hooks": ["registry"],
+    "weights": ["errors"],
+    "importer": ["weights", "flow", "build"],
     "maps": [],
     "field": ["errors", "maps"],
     "integrators": ["errors"],
@@ -39,11 +41,19 @@ STANDS_ON = {
     "judge": ["adapters", "continuous", "odeint"],
     "bench": ["recipes", "hooks", "data", "judge", "training"],
     "adapters": ["flow"],
-    "conformance": ["adapters", "networks", "bench"],
+    "conformance": ["adapters", "networks", "importer", "bench"],
     "testing": ["conformance"],
-    "cli": ["bench", "conformance"],
+    "cli": ["bench", "conformance", "importer"],
 }
-PLUGINS_STAND_ON = ["objective", "continuous", "odeint", "networks", "registry", "adapters"]
+PLUGINS_STAND_ON = [
+    "importer",
+    "objective",
+    "continuous",
+    "odeint",
+    "networks",
+    "registry",
+    "adapters",
+]
 
 # Known without torch, so that names, help and plans answer at once.
 LIGHT = ["errors", "settings", "registry", "build", "recipes", "hooks", "bench.matrix"]

@@ -26,6 +26,7 @@ COMMANDS = {
     "table": "matrices",
     "draw": "matrices",
     "fit": "fit",
+    "import": "imports",
     "sample": "flows",
     "score": "flows",
     "check": "check",

@@ -31,7 +31,7 @@ __all__ = ["Component", "Registry", "fingerprint", "frame_fingerprint", "suggest
 # What no number depends on: names, specs, faces, bookkeeping. Everything else is numerical core.
 _APART = re.compile(
     r"(bench|cli|conformance|registry)/|"
-    r"(__init__|build|errors|files|hooks|recipes|testing|training/(checkpoint|progress)).py"
+    r"(__init__|build|errors|files|hooks|importer|recipes|testing|weights|training/(checkpoint|progress)).py"
 )
 
 

@@ -112,7 +112,7 @@ def log_2cosh(q: Tensor) -> Tensor:
     Where it is differentiated it is 2 softplus_2(q) - q: automatic differentiation of the faster
     |q| + log(1 + e^(-2 |q|)) would find no curvature at 0.
     """
-    if q.requires_grad and torch.is_grad_enabled():
+    if torch.is_grad_enabled():
         return torch.add(-q, softplus(q, beta=2, threshold=40), alpha=2)
     size = q.abs()
     return torch.mul(size, -2).exp_().add_(1).log_().add_(size)

@@ -11,7 +11,7 @@ import torch
 from flowzoo.errors import UserError
 from flowzoo_ot_flow.potential import ResNetPotential
 
-_NAMES = {"A": "A", "c.weight": "b", "c.bias": "c", "w.weight": "w"}
+NAMES = {"A": "A", "c.weight": "b", "c.bias": "c", "w.weight": "w"}
 
 
 def load_official(potential: ResNetPotential, state: Mapping[str, Any], prefix: str = "") -> None:
@@ -47,6 +47,6 @@ def our_name(official: str) -> str:
     """Return the name that a parameter has here."""
     found = re.fullmatch(r"N\.layers\.(\d+)\.(weight|bias)", official)
     if found is None:
-        return _NAMES.get(official, official)
+        return NAMES.get(official, official)
     layer = int(found[1])
     return f"hidden.{layer - 1}.{found[2]}" if layer else f"opening.{found[2]}"
