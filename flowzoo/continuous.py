@@ -135,27 +135,31 @@ class Continuous(Flow):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Send noise to data: the same ODE backwards, the velocity alone."""
-        if torch.is_inference_mode_enabled():  # a potential's velocity is a gradient
-            with torch.inference_mode(False), torch.no_grad():
-                return self.decode(z.clone(), None if context is None else context.clone())
-
-        def field(t: Tensor, state: State, stage: int = 0) -> State:
-            return (self.velocity(t, state[0], context),)
-
-        return self.solver.solve(field, (z,), self._end(z), 0.0, self._params(context)).state[0]
+        return self.generate(z, (), context).x
 
     def generate(
         self, z: Tensor, running: Sequence[RunningCost] = (), context: Tensor | None = None
     ) -> Decoded:
         """Send noise to data and integrate costs on the way; no divergence is computed."""
+        if torch.is_inference_mode_enabled():  # a potential's velocity is a gradient
+            with torch.inference_mode(False), torch.no_grad():
+                context = None if context is None else context.clone()
+                return self.generate(z.clone(), running, context)
         self.requires(running)
-        if not running:
-            return Decoded(self.decode(z, context), z.new_zeros(z.shape[0], 0))
-        field = Augmented(self.velocity, None, [None], running, context)
-        end, params = self._end(z), self._params(context)
-        solution = self.solver.solve(field, _start(z, running), end, 0.0, params)
-        x, _, costs = solution.state
-        return Decoded(x, -costs, (solution.nfe,))  # a cost is paid from data to noise
+
+        def moving(t: Tensor, state: State, stage: int = 0) -> State:
+            return (self.velocity(t, state[0], context),)
+
+        field, start = moving, (z,)
+        if running:
+            field, start = (
+                Augmented(self.velocity, None, [None], running, context),
+                _start(z, running),
+            )
+        solution = self.solver.solve(field, start, self._end(z), 0.0, self._params(context))
+        x, *rest = solution.state
+        costs = -rest[1] if running else z.new_zeros(z.shape[0], 0)  # paid from data to noise
+        return Decoded(x, costs, (solution.nfe,))
 
     def with_numerics(
         self, integrator: Integrator | None = None, trace: TraceEstimator | None = None

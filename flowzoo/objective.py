@@ -90,6 +90,49 @@ class Objective(ABC):
         next(iter(self.stages(flow)))
 
 
+class Costs:
+    """The regularizers of an objective, by when they are paid.
+
+    Arguments:
+        objective: The objective's name, for errors.
+        regularizers: Costs, each with its own weight.
+
+    Raises:
+        Incompatible: One is paid neither along the way nor at the ends.
+    """
+
+    def __init__(self, objective: str, regularizers: Sequence[Regularizer]) -> None:
+        for r in regularizers:
+            if not isinstance(r, RunningCost | EndpointCost):
+                raise Incompatible(
+                    f"{type(r).__name__} is neither a RunningCost nor an EndpointCost: "
+                    f"{objective} does not know when it is paid"
+                )
+        self.running = [r for r in regularizers if isinstance(r, RunningCost)]
+        self.endpoint = [r for r in regularizers if isinstance(r, EndpointCost)]
+
+    def added(
+        self, total: Tensor, terms: dict[str, Tensor], paid: Tensor, x: Tensor, z: Tensor
+    ) -> Tensor:
+        """Return a total with the costs' weighted means, which `terms` are told unweighted.
+
+        Arguments:
+            total: What is minimised so far, ().
+            terms: Its parts by name; gains one per cost.
+            paid: Integrated running costs (n, r).
+            x: Data (n, d).
+            z: Noise (n, d).
+        """
+        costs = [*zip(self.running, paid.mean(0), strict=True)] if self.running else []
+        costs += [(cost, cost.between(x, z).mean()) for cost in self.endpoint]
+        for cost, value in costs:
+            total = total + cost.weight * value
+            name = type(cost).__name__
+            same = sum(known.split()[0] == name for known in terms)
+            terms[f"{name} {same + 1}" if same else name] = value.detach()
+        return total
+
+
 class Likelihood(Objective):
     """Negative log-likelihood and regularizers: weight * E[-log p(x)] + sum_i w_i E[cost_i].
 
@@ -105,19 +148,11 @@ class Likelihood(Objective):
     )
 
     def __init__(self, weight: float = 1.0, regularizers: Sequence[Regularizer] = ()) -> None:
-        for r in regularizers:
-            if not isinstance(r, RunningCost | EndpointCost):
-                raise Incompatible(
-                    f"{type(r).__name__} is neither a RunningCost nor an EndpointCost: "
-                    "likelihood does not know when it is paid"
-                )
-        self.weight = weight
-        self.running = [r for r in regularizers if isinstance(r, RunningCost)]
-        self.endpoint = [r for r in regularizers if isinstance(r, EndpointCost)]
+        self.weight, self.costs = weight, Costs("likelihood", regularizers)
 
     def stages(self, flow: Flow) -> Iterator[Stage]:
         """Yield the one stage: all parameters at once."""
-        flow.requires(self.running)
+        flow.requires(self.costs.running)
         yield Stage(
             "likelihood",
             list(flow.parameters()),
@@ -126,14 +161,8 @@ class Likelihood(Objective):
 
     def loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         """Return the objective on a batch."""
-        encoded = flow.encode(batch.x, self.running, batch.context, generator)
+        encoded = flow.encode(batch.x, self.costs.running, batch.context, generator)
         nll = -(log_normal(encoded.z) + encoded.ladj).mean()
-        costs = [*zip(self.running, encoded.costs.mean(0), strict=True)] if self.running else []
-        costs += [(cost, cost.between(batch.x, encoded.z).mean()) for cost in self.endpoint]
-        total, terms = self.weight * nll, {"nll": nll.detach()}
-        for cost, value in costs:
-            total = total + cost.weight * value
-            name = type(cost).__name__
-            same = sum(known.split()[0] == name for known in terms)
-            terms[f"{name} {same + 1}" if same else name] = value.detach()
+        terms = {"nll": nll.detach()}
+        total = self.costs.added(self.weight * nll, terms, encoded.costs, batch.x, encoded.z)
         return Loss(total, terms, encoded.nfe)

@@ -15,6 +15,7 @@ from oracles import (
     SmallPotential,
     SmallVelocity,
     gap,
+    gradients,
     jacobian,
     linear_ends,
     with_spectrum,
@@ -24,7 +25,8 @@ from flowzoo.continuous import Continuous
 from flowzoo.errors import Incompatible
 from flowzoo.field import Gradient
 from flowzoo.flow import Chain
-from flowzoo.integrators import RK4
+from flowzoo.integrators import RK1, RK4
+from flowzoo.odeint import Adjoint
 from flowzoo.regularizers import (
     HJB,
     JKOW2,
@@ -130,6 +132,66 @@ def test_the_hjb_residual_of_a_potential_that_does_not_solve_it(power):
     residual = 2.0 - 0.5 * squares
     expected = (residual.abs() if power == "absolute" else residual**2).sum(-1) * weights
     assert gap(found, expected) < 1e-5
+
+
+# --- points taken as constants ---
+
+
+def hjb(detach, power="squared"):
+    return HJB(power=power, detach=detach)
+
+
+def cost_and_gradients(integrator, costs, x):
+    """Return the mean cost, and its gradients in x and in the weights."""
+    flow, x = Continuous(Gradient(SmallPotential(2)), integrator), x.clone().requires_grad_()
+    cost = flow.encode(x, costs).costs.sum(-1).mean()
+    return cost.detach()[None], gradients(cost, [x, *flow.parameters()])
+
+
+@pytest.mark.parametrize("power", ["absolute", "squared"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_detached_cost_learns_at_constant_points(power, recompute, places):
+    """The same value; its gradient is the sum over Euler's points, none of which moves."""
+    x, steps = places(5, 2), 4
+    (still, found), (moving, other) = (
+        cost_and_gradients(RK1(steps, recompute), [hjb(d, power)], x) for d in (True, False)
+    )
+    velocity, value = Gradient(SmallPotential(2)), 0.0
+    y = x
+    for k in range(steps):
+        at = velocity.at(torch.tensor(k / steps, dtype=F64), y.detach())
+        residual = at.phi_t - 0.5 * at.v.square().sum(-1)
+        value = value + (residual.abs() if power == "absolute" else residual**2).mean() / steps
+        y = y.detach() + at.v.detach() / steps
+    assert gap(still, value.detach()[None]) < 1e-13
+    assert gap(moving, still) < 1e-15
+    expected = gradients(value, velocity.parameters())
+    assert not found[0].any()
+    assert gap(found[1:], expected) < 1e-12
+    assert gap(other[1:], expected) > 0.05
+
+
+def test_the_adjoint_of_a_detached_cost_learns_at_constant_points(places):
+    x = places(5, 2)
+    exact, adjoint = (
+        cost_and_gradients(integrator, [hjb(True)], x)
+        for integrator in (RK4(64), Adjoint(rtol=1e-9, atol=1e-9))
+    )
+    assert gap(adjoint[0], exact[0]) < 1e-6
+    assert not adjoint[1][0].any()
+    assert gap(adjoint[1], exact[1]) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "integrator", [RK4(6), RK4(6, recompute=True), Adjoint(rtol=1e-9, atol=1e-9)]
+)
+def test_costs_beside_a_detached_one_still_move_the_points(integrator, places):
+    x = places(5, 2)
+    both = cost_and_gradients(integrator, [Transport(), hjb(True)], x)
+    alone = [cost_and_gradients(integrator, [cost], x) for cost in (Transport(), hjb(True))]
+    assert gap(both[0], alone[0][0] + alone[1][0]) < 1e-7
+    for found, one, other in zip(both[1], alone[0][1], alone[1][1], strict=True):
+        assert (found - one - other).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("name", running())

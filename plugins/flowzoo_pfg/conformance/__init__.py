@@ -1,0 +1,1 @@
+"""What discrepancies promise, as checks for `flowzoo check`."""
