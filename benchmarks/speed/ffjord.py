@@ -1,241 +1,192 @@
-"""Time one training step of FFJORD: the algorithm of its official code against flowzoo's.
+"""Time a training step of FFJORD: the algorithm of its official code against flowzoo's.
 
-Two settings: `toy` is the 2-D network (3 layers of 64, tanh, T = 0.5, exact trace, tolerances
-1e-5), `miniboone` the 43-dimensional one (2 layers of 860, softplus, T = 1, Hutchinson with
-Gaussian noise, rtol 1e-6, atol 1e-8). The data are synthetic. Compared in one run, interleaved, on
-the same weights, points and probes:
+Three comparisons (`--tables`), all on the same weights, points and probes within a table:
 
-  official         torchdiffeq's dopri5 adjoint as shipped; layer by layer; a loop over dimensions
-                   for the exact trace, one backward pass for Hutchinson's
-  adjoint-autograd flowzoo's adjoint at the same tolerances, Jacobian by automatic differentiation
-  adjoint          the same with the closed-form Jacobian
-  rk4-autograd     Runge-Kutta, discretize-then-optimize, automatic differentiation
-  rk4              the same with the closed-form Jacobian
-  rk4-recompute    the same, each step recomputed in the backward pass
-  rk4-exact        like rk4, with the exact trace whatever the setting says
+methods  One step, forward and backward, of a network that Adam has trained for `--warm` steps, as a
+         fresh one flatters adaptive solvers. `toy` is the 2-D network of three layers of 64 (tanh,
+         T = 0.5, exact trace, tolerances 1e-5), `miniboone` the 43-dimensional one of two layers of
+         860 (softplus, T = 1, Hutchinson, Gaussian noise, rtol 1e-6, atol 1e-8).
+           published        dopri5 and its adjoint, transcribed in published_ffjord.py
+           adjoint-autograd flowzoo's adjoint at these tolerances, Jacobian by autograd
+           adjoint          the same with the closed-form Jacobian
+           rk4-autograd     Runge-Kutta, discretize-then-optimize, Jacobian by autograd
+           rk4              the same with the closed-form Jacobian
+           rk4-recompute    the same, each step recomputed in the backward pass
+           rk4-exact        like rk4, with the exact trace whatever the setting says
+         `gradient error` is relative to a Runge-Kutta solve of `--reference` steps with the same
+         trace: a faster row can be seen to be as accurate.
+grids    Time and peak memory of a step of the toy network at 8 to 256 steps. Memory is what the
+         step adds at its peak, in a process of its own. rk4 under the adjoint is torchdiffeq's.
+trained  The toy network trained on eight Gaussians by the published step and by recomputed rk4,
+         from the same weights on the same batches, a step of one after a step of the other, with
+         the published optimizer except for `--lr`: at the published 1e-3 the network would still be
+         fresh after so few steps. Time (forward, backward, Adam) and evaluations are medians over
+         the last quarter. Then the judge scores both on the same points; `published - this` is the
+         difference of the two NLLs, paired by point. Errors are 99 % intervals.
 
-`gradient error` is relative to a Runge-Kutta solve with `--reference` steps and the same probes
-(`rk4-exact`: the exact trace), so that a faster row can be seen to be as accurate. A fresh network
-flatters adaptive solvers: `--train` steps of Adam come before the measurement.
-
-    python benchmarks/speed/ffjord.py --settings toy miniboone --steps 8 --rounds 7
+    python benchmarks/speed/ffjord.py
+    python benchmarks/speed/ffjord.py --tables methods --settings miniboone --steps 4
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import statistics
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 
 import torch
-from tabulate import tabulate
-from torch import Tensor, nn
-from torchdiffeq import odeint_adjoint
+from ffjord_steps import SETTINGS, Setting, Step, counted, gradient, ours, published, train
+from machine import Job, Machine, megabytes, options, show, started
 
 from flowzoo.continuous import Continuous
-from flowzoo.field import Velocity
-from flowzoo.flow import log_normal
+from flowzoo.data.toys import EightGaussians
 from flowzoo.integrators import RK4, Integrator
+from flowzoo.judge import Measure, Subject, mean
+from flowzoo.judge.likelihood import NLL
 from flowzoo.odeint import Adjoint
-from flowzoo.traces import Exact, Hutchinson, TraceEstimator
-from flowzoo_ffjord.activations import ActivationName
-from flowzoo_ffjord.velocity import ODENet
 
 
-@dataclass(frozen=True)
-class Setting:
-    """A published training step: its network, batch and numerics."""
-
-    dim: int
-    hidden: list[int]
-    activation: ActivationName
-    batch: int
-    end_time: float
-    exact: bool
-    rtol: float
-    atol: float
-
-
-SETTINGS = {
-    "toy": Setting(2, [64, 64, 64], "tanh", 100, 0.5, True, 1e-5, 1e-5),
-    "miniboone": Setting(43, [860, 860], "softplus", 1000, 1.0, False, 1e-6, 1e-8),
-}
-
-
-class AutogradODENet(ODENet):
-    """The network with the Jacobian that any velocity has."""
-
-    at = Velocity.at
-
-
-class Official(nn.Module):
-    """d/dt (x, -ladj) as the official code computes it, on the weights of an `ODENet`."""
-
-    def __init__(self, net: ODENet, probes: Tensor | None) -> None:
-        super().__init__()
-        self.net, self.probes, self.nfe = net, probes, 0
-
-    def velocity(self, t: Tensor, x: Tensor) -> Tensor:
-        """Return v(t, x), every layer with its gate and drift on the whole batch."""
-        t = t.reshape(1, 1)
-        for i, layer in enumerate(self.net.layers):
-            x = layer.linear(x) * torch.sigmoid(layer.gate(t)) + layer.drift(t)  # pyright: ignore
-            if i < len(self.net.activations):
-                x = self.net.activations[i](x)
-        return x
-
-    def forward(self, t: Tensor, state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return the derivative of places and minus ladj."""
-        self.nfe += 1
-        with torch.enable_grad():
-            x = state[0].requires_grad_(True)
-            v = self.velocity(t, x)
-            if self.probes is None:
-                rows = [
-                    torch.autograd.grad(v[:, i].sum(), x, create_graph=True)[0][:, i]
-                    for i in range(x.shape[1])
-                ]
-                return v, -torch.stack(rows).sum(0)
-            (product,) = torch.autograd.grad(v, x, self.probes, create_graph=True)
-            return v, -(product * self.probes).sum(1)
-
-
-Step = Callable[[], tuple[Tensor, int]]
-
-
-def official(net: ODENet, x: Tensor, s: Setting, seed: int) -> Step:
-    """Return a call that gives loss and forward evaluations of the official algorithm."""
-
-    def step() -> tuple[Tensor, int]:
-        noise = torch.Generator().manual_seed(seed)
-        probes = None if s.exact else torch.randn(1, *x.shape, generator=noise)[0]
-        field = Official(net, probes)
-        start, times = (x, x.new_zeros(len(x))), torch.tensor([0.0, s.end_time])
-        z, minus_ladj = odeint_adjoint(
-            field, start, times, rtol=s.rtol, atol=s.atol, method="dopri5"
-        )
-        return -(log_normal(z[-1]) - minus_ladj[-1]).mean(), field.nfe
-
-    return step
-
-
-def ours(
-    net: ODENet, x: Tensor, s: Setting, seed: int, integrator: Integrator, exact: bool
-) -> Step:
-    """Return a call that gives loss and forward evaluations of flowzoo."""
-    trace: TraceEstimator = Exact() if exact else Hutchinson("gaussian")
-    flow = Continuous(net, integrator, trace, s.end_time)
-
-    def step() -> tuple[Tensor, int]:
-        out = flow.encode(x, generator=torch.Generator().manual_seed(seed))
-        return -(log_normal(out.z) + out.ladj).mean(), out.nfe[0].forward
-
-    return step
-
-
-def methods(
-    net: ODENet, x: Tensor, s: Setting, steps: int, seed: int = 0
-) -> dict[str, tuple[Step, bool]]:
+def methods(s: Setting, steps: int) -> dict[str, tuple[Step, bool]]:
     """Return the compared steps by name, and whether each has the exact trace."""
-    slow = AutogradODENet(s.dim, s.hidden, activation=s.activation)
-    slow.layers, slow.activations = net.layers, net.activations
-    adjoint, grid, again = Adjoint(rtol=s.rtol, atol=s.atol), RK4(steps), RK4(steps, True)
-    rows = {
-        "adjoint-autograd": (slow, adjoint, s.exact),
-        "adjoint": (net, adjoint, s.exact),
-        "rk4-autograd": (slow, grid, s.exact),
-        "rk4": (net, grid, s.exact),
-        "rk4-recompute": (net, again, s.exact),
-        "rk4-exact": (net, grid, True),
+    adjoint, grid = Adjoint(rtol=s.rtol, atol=s.atol), RK4(steps)
+    made = {
+        "published": published(s),
+        "adjoint-autograd": ours(s, adjoint, autograd=True),
+        "adjoint": ours(s, adjoint),
+        "rk4-autograd": ours(s, grid, autograd=True),
+        "rk4": ours(s, grid),
+        "rk4-recompute": ours(s, RK4(steps, recompute=True)),
     }
-    made = {name: (ours(v, x, s, seed, i, exact), exact) for name, (v, i, exact) in rows.items()}
-    return {"official": (official(net, x, s, seed), s.exact), **made}
+    exact = {} if s.exact else {"rk4-exact": (ours(replace(s, exact=True), grid), True)}
+    return {name: (step, s.exact) for name, step in made.items()} | exact
 
 
-def gradient(net: ODENet, step: Step) -> tuple[Tensor, int, float]:
-    """Return the gradient, the evaluations of the forward solve, and the seconds it took."""
-    net.zero_grad(set_to_none=True)
-    start = time.perf_counter()
-    loss, nfe = step()
-    loss.backward()
-    seconds = time.perf_counter() - start
-    return (
-        torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None]),
-        nfe,
-        seconds,
-    )
-
-
-def points(s: Setting, generator: torch.Generator) -> Tensor:
-    """Draw from eight narrow Gaussians on a circle, in the first two dimensions."""
-    angle = torch.randint(0, 8, (s.batch,), generator=generator) * (math.pi / 4)
-    x = 0.4 * torch.randn(s.batch, s.dim, generator=generator)
-    x[:, :2] += 2 * torch.stack([angle.cos(), angle.sin()], 1)
-    return x
-
-
-def compare(s: Setting, args: argparse.Namespace) -> list[list[object]]:
-    """Return rows: method, median ms, speed-up over the official step, evaluations, error."""
-    torch.manual_seed(0)
-    noise = torch.Generator().manual_seed(0)
-    net = ODENet(s.dim, s.hidden, activation=s.activation)
+def methods_table(s: Setting, machine: Machine, args: argparse.Namespace) -> None:
+    """Print time, evaluations and error of one step by every method."""
+    net = s.net(machine)
+    warm = replace(s, exact=True, batch=min(s.batch, 100))
     optimizer = torch.optim.Adam(net.parameters(), 1e-3)
-    for _ in range(args.train):
-        gradient(net, ours(net, points(s, noise), s, 0, RK4(args.steps), True))
+    for i in range(args.warm):
+        gradient(ours(warm, RK4(args.steps)), net, warm.points(machine, i))
         optimizer.step()
-    x = points(s, noise)
-    compared = methods(net, x, s, args.steps)
+    x, compared = s.points(machine, args.warm), methods(s, args.steps)
     truth = {
-        exact: gradient(net, ours(net, x, s, 0, RK4(args.reference, True), exact))[0]
+        exact: gradient(ours(replace(s, exact=exact), RK4(args.reference, True)), net, x)[0]
         for exact in {exact for _, exact in compared.values()}
     }
-    seconds: dict[str, list[float]] = {name: [] for name in compared}
-    rows: dict[str, tuple[int, float]] = {}
-    for _ in range(args.rounds):  # interleaved, so that a busy moment hits all alike
-        for name, (step, exact) in compared.items():
-            found, nfe, taken = gradient(net, step)
-            seconds[name].append(taken)
-            error = (found - truth[exact]).norm() / truth[exact].norm()
-            rows[name] = nfe, error.item()
-    median = {name: statistics.median(taken) for name, taken in seconds.items()}
-    return [
-        [
-            name,
-            f"{1e3 * median[name]:.1f}",
-            f"{median['official'] / median[name]:.2f}x",
-            nfe,
-            f"{error:.1e}",
-        ]
-        for name, (nfe, error) in rows.items()
-    ]
+    jobs = {name: partial(gradient, step, net, x) for name, (step, _) in compared.items()}
+    timed, table = machine.compare(jobs, args.repeat, args.patience), []
+    for name, found in timed.items():
+        (slope, nfe), exact = found.first, truth[compared[name][1]]
+        error = ((slope - exact).norm() / exact.norm()).item()
+        speedup = f"{timed['published'].ms / found.ms:.2f}x"
+        table.append([name, f"{found.ms:.1f}", found.runs, speedup, counted(nfe), f"{error:.1e}"])
+    trace = "exact trace" if s.exact else "Hutchinson's trace"
+    title = f"{s}; {trace}, rtol {s.rtol:g}, atol {s.atol:g}, {args.steps} steps of rk4"
+    show(title, ["method", "ms", "runs", "speed-up", "evaluations", "gradient error"], table)
 
 
-def main() -> None:
-    """Print one table per setting."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+def grid_job(s: Setting, integrator: Integrator, machine: Machine) -> Job:
+    """Return a step of which nothing but its own memory is new: one of two points has run."""
+    step, net, x = ours(s, integrator), s.net(machine), s.points(machine, 0)
+    gradient(step, net, x[:2])
+    net.zero_grad(set_to_none=True)
+    return partial(gradient, step, net, x)
+
+
+def grids_table(s: Setting, machine: Machine, args: argparse.Namespace) -> None:
+    """Print time and peak memory against the number of steps, or the tolerance."""
+    compared: dict[str, dict[str, Integrator]] = {
+        f"{n} steps": {
+            "rk4": RK4(n),
+            "rk4, recompute": RK4(n, recompute=True),
+            "rk4, adjoint": Adjoint("rk4", steps=n),
+        }
+        for n in args.grids
+    }
+    for tol in args.tolerances:
+        compared[f"tolerance {tol:g}"] = {"dopri5, adjoint": Adjoint(rtol=tol, atol=tol)}
+    table = []
+    for grid, integrators in compared.items():
+        jobs = {name: grid_job(s, i, machine) for name, i in integrators.items()}
+        for name, found in machine.compare(jobs, args.repeat, args.patience).items():
+            memory = machine.memory(grid_job, s, integrators[name], machine)
+            row = [name, grid, counted(found.first[1]), f"{found.ms:.1f}", found.runs]
+            table.append([*row, megabytes(memory)])
+    table.sort(key=lambda row: row[0])  # stable: one method after another, its grids in order
+    show(f"{s}; exact trace", ["method", "grid", "evaluations", "ms", "runs", "memory"], table)
+
+
+def trained_rows(s: Setting, machine: Machine, args: argparse.Namespace) -> list[list[str]]:
+    """Return what training by either step costs, and what the judge says of the flows."""
+    grid = RK4(args.steps, recompute=True)
+    steps = {"published": published(s), "rk4-recompute": ours(s, grid)}
+    runs = train(steps, s, machine, args.train, args.lr)
+    data = EightGaussians(train=2, val=2, test=args.test).load()
+    judged = {
+        name: Subject(Continuous(run.net, grid, end_time=s.end_time), data, device=machine.device)
+        for name, run in runs.items()
+    }
+    first, rows = runs["published"], []
+    for name, run in runs.items():
+        nll = NLL().measure(judged[name])["nll"]
+        gap = mean(judged[name].log_prob - judged["published"].log_prob)
+        row = ["exact" if s.exact else "hutchinson", name, f"{run.ms:.1f}"]
+        row += [f"{first.ms / run.ms:.2f}x", run.evaluations, f"{sum(run.seconds):.0f}"]
+        rows.append([*row, plus_minus(nll), "" if run is first else plus_minus(gap)])
+    return rows
+
+
+def plus_minus(measure: Measure) -> str:
+    """Return a measured number with its error."""
+    return f"{measure.value:.4f} ± {measure.error:.4f}"
+
+
+def trained_table(s: Setting, machine: Machine, args: argparse.Namespace) -> None:
+    """Print both trainings, with the exact trace and with Hutchinson's."""
+    both = [replace(s, exact=True), replace(s, exact=False)]
+    rows = [row for each in both for row in trained_rows(each, machine, args)]
+    title = f"{s}; after {args.train} steps of training, {args.steps} steps of rk4"
+    head = ["trace", "step", "ms", "speed-up", "evaluations", "training, s"]
+    show(title, [*head, "judged NLL", "published - this"], rows)
+
+
+def chosen() -> argparse.Namespace:
+    """Return the options."""
+    parser = options(__doc__)
+    tables = ["methods", "grids", "trained"]
+    parser.add_argument("--tables", nargs="+", choices=tables, default=tables)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS))
     parser.add_argument("--steps", type=int, default=8, help="Runge-Kutta steps")
     parser.add_argument("--reference", type=int, default=32, help="steps of the reference gradient")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each method")
-    parser.add_argument("--train", type=int, default=50, help="steps of Adam before measuring")
-    parser.add_argument("--batch", type=int, help="rows; the published batch when left out")
-    parser.add_argument("--width", type=int, help="width; the published one when left out")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    for name in args.settings:
-        s = SETTINGS[name]
-        hidden = [args.width or width for width in s.hidden]
-        s = replace(s, batch=args.batch or s.batch, hidden=hidden)
-        head = ["method", "ms", "speed-up", "forward evaluations", "gradient error"]
-        print(f"\n{s}\nforward and backward, one thread, torch {torch.__version__}\n")
-        print(
-            tabulate(compare(s, args), head, tablefmt="github", disable_numparse=True), flush=True
-        )
+    parser.add_argument("--warm", type=int, default=100, help="steps of Adam before measuring")
+    grids, tolerances = [8, 16, 32, 64, 128, 256], [1e-3, 1e-4, 1e-5, 1e-6]
+    parser.add_argument("--grids", type=int, nargs="+", default=grids)
+    parser.add_argument("--tolerances", type=float, nargs="*", default=tolerances)
+    parser.add_argument("--train", type=int, default=240, help="steps of Adam by either step")
+    parser.add_argument("--lr", type=float, default=5e-3, help="learning rate of that training")
+    parser.add_argument("--test", type=int, default=10_000, help="points that the judge scores on")
+    parser.add_argument("--batch", type=int, help="rows; if left out as published, 256 and 512")
+    parser.add_argument("--width", type=int, help="width of layers; as published if left out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Print the tables."""
+    args = chosen()
+    machine = started(args)
+    sized = {
+        name: replace(s, hidden=tuple(args.width or width for width in s.hidden))
+        for name, s in SETTINGS.items()
+    }
+    if "methods" in args.tables:
+        for name in args.settings:
+            s = sized[name]
+            methods_table(replace(s, batch=args.batch or s.batch), machine, args)
+    if "grids" in args.tables:
+        grids_table(replace(sized["toy"], batch=args.batch or 256), machine, args)
+    if "trained" in args.tables:
+        trained_table(replace(sized["toy"], batch=args.batch or 512), machine, args)
 
 
 if __name__ == "__main__":

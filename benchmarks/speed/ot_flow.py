@@ -1,224 +1,144 @@
-"""Time OT-Flow against the layout of its published code, on the same weights and points.
+"""Time OT-Flow against the algorithm of its published code, on the same weights and points.
 
-The published algorithm is written here from its formulas, in the layout of its code: Jacobians are
-width x d x batch, the activations of each layer are computed three times, A^T A is formed, the
-opening layer's part of the trace is a full product, and generation computes a trace that it throws
-away. Both sides run in flowzoo's own Runge-Kutta loop.
+  published            the published algorithm, transcribed in published_ot_flow.py: m x d x n
+                       Jacobians, activations computed three times, automatic differentiation
+                       through all steps, traces computed in generation too
+  flowzoo              flowzoo with its defaults
+  compiled             the same, its potential compiled by torch.compile
+  recompute            the same, not compiled, each step recomputed in the backward pass
+  compiled-recompute   both; only if asked for
+
+Timed are a training step (the objective L + a1 C + a2 R and its gradient; no optimizer), an
+evaluation (places, log-determinant, L and R at the steps of validation, without gradients), and a
+generation (noise to data, at those steps). A table is printed only where all sides agree: on the
+objective and on the gradient of every parameter, on all that an evaluation gives, on the data.
+
+GFLOP/s counts what the mathematics needs, whatever a side computes. Per sample and evaluation of
+the right-hand side, with M hidden layers of width m, d dimensions, A of r rows, in products of
+matrices alone:
+
+  F   = 4 m (d + 1) + 4 m^2 M + 4 r (d + 1) + 2 m^2 min(d, m) M      with the trace
+  F_g = 4 m (d + 1) + 4 m^2 M + 4 r (d + 1)                          the gradient alone
+
+times four per Runge-Kutta step; a training step counts 3 F, a generation F_g. `of peak` is relative
+to the best product of two matrices in the same process. `memory` is what a training step adds at
+its peak, in a process of its own. `runs` is how many the median is of; of a job that takes longer
+than `--patience`, the first and only one counts.
 
     python benchmarks/speed/ot_flow.py
-    python benchmarks/speed/ot_flow.py --cases toy miniboone --batch 400 --repeat 5
-    python benchmarks/speed/ot_flow.py --points 2x64 43x64 784x64 --cases
-
-Times are processor times of a single thread, medians over interleaved repetitions.
+    python benchmarks/speed/ot_flow.py --cases miniboone --batch 400 --jobs training --repeat 5
+    python benchmarks/speed/ot_flow.py --cases --points 43x64 784x64
 """
 
 from __future__ import annotations
 
 import argparse
-import platform
-import statistics
+import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from inspect import signature
 
 import torch
-from tabulate import tabulate
+from machine import Job, Machine, agree, megabytes, options, show, started
+from ot_flow_jobs import CASES, JOBS, SIDES, Case, training_job
+from published_ot_flow import PublishedOTFlow
 from torch import Tensor
+from torch.nn.functional import pad
 
-from flowzoo.continuous import Continuous
-from flowzoo.field import Gradient, LinearMap, Point, Velocity
-from flowzoo.integrators import RK4
-from flowzoo.objective import Batch, Likelihood
-from flowzoo.regularizers import HJB, Transport
+from flowzoo.field import Gradient
 from flowzoo_ot_flow.potential import ResNetPotential
 
 
-@dataclass(frozen=True)
-class Case:
-    """A published setting; `batch` is reduced so that a repetition ends within seconds."""
-
-    dim: int
-    width: int
-    batch: int
-    train_steps: int
-    test_steps: int
-    likelihood: float
-    hjb: float
-
-
-CASES = {
-    "toy": Case(2, 32, 4096, 8, 12, 30, 1),
-    "miniboone": Case(43, 256, 400, 6, 10, 100, 15),
-    "bsds300": Case(63, 512, 24, 14, 30, 2000, 800),
-}
-
-
-class Known(LinearMap):
-    """A symmetric map of which the trace alone is known."""
-
-    symmetric = True
-
-    def __init__(self, trace: Tensor) -> None:
-        self.known = trace
-
-    def trace(self) -> Tensor:
-        """Return the trace."""
-        return self.known
-
-    def vjp(self, p: Tensor) -> Tensor:
-        """Refuse: the published code has no products."""
-        raise NotImplementedError("the published code has no products")
-
-    jvp = vjp
-
-    def dense(self) -> Tensor:
-        """Refuse, likewise."""
-        raise NotImplementedError("the published code has no products")
-
-
-class Published(Velocity):
-    """-grad Phi in the layout of the published code, with the weights of a `ResNetPotential`."""
-
-    provides = frozenset({"phi_t", "symmetric"})
-
-    def __init__(self, potential: ResNetPotential) -> None:
-        super().__init__()
-        self.potential, self.dim = potential, potential.dim
-
-    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
-        """Return v; the trace is computed and thrown away, as there."""
-        return self.at(t, x).v
-
-    def at(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Point:
-        """Return velocity, trace and time derivative."""
-        s = torch.cat((x, t.expand(len(x))[:, None]), 1)
-        gradient, trace = self.gradient_and_trace(s)
-        d = self.dim
-        return Point(t, x, -gradient[:, :d], Known(-trace), gradient[:, d])
-
-    def gradient_and_trace(self, s: Tensor) -> tuple[Tensor, Tensor]:
-        """Return grad_s Phi (n, d + 1) and the trace over space (n,)."""
-        phi, d, h = self.potential, self.dim, self.potential.step
-        opening: Any = phi.opening
-        hidden: list[Any] = list(phi.hidden)
-        before = opening(s)
-        u = [sig(before)]
-        for layer in hidden:  # the last one is never used
-            u.append(u[-1] + h * sig(layer(u[-1])))
-        z: list[Tensor] = [phi.w[:, None]]
-        for layer, inputs in zip(hidden[::-1], u[-2::-1], strict=True):
-            slope = torch.tanh(layer(inputs).T)
-            z.insert(0, z[0] + h * layer.weight.T @ (slope * z[0]))
-        slope = torch.tanh(before.T)
-        a = phi.A.T @ phi.A
-        gradient = opening.weight.T @ (slope * z[0]) + a @ s.T + phi.b[:, None]
-
-        space, (m, n) = opening.weight[:, :d, None], slope.shape
-        bend = (1 - slope**2) * z[0]
-        trace = (bend.view(m, 1, n) * space**2).sum((0, 1))
-        jacobian = space * slope[:, None, :]
-        for layer, inputs, after in zip(hidden, u[:-1], z[1:], strict=True):
-            rows = (layer.weight @ jacobian.reshape(m, -1)).view(m, d, n)
-            slope = torch.tanh(layer(inputs).T)
-            bend = (1 - slope**2) * after
-            trace = trace + h * (bend.view(m, 1, n) * rows**2).sum((0, 1))
-            jacobian = jacobian + h * slope.view(m, 1, n) * rows
-        return gradient.T, trace + a[:d, :d].trace()
-
-
-def sig(q: Tensor) -> Tensor:
-    """Return log(e^q + e^-q), as there."""
-    return q.abs() + torch.log(1 + torch.exp(-2 * q.abs()))
-
-
-def medians(jobs: Mapping[str, Callable[[], object]], repeat: int) -> dict[str, float]:
-    """Return the median processor time of each job in ms, run in turn so that all are hit alike."""
-    times: dict[str, list[float]] = {name: [] for name in jobs}
-    for i in range(repeat + 1):
-        for name, job in jobs.items():
-            start = time.process_time()
-            job()
-            if i:  # the first round warms up
-                times[name].append(1e3 * (time.process_time() - start))
-    return {name: statistics.median(t) for name, t in times.items()}
-
-
-def compared(jobs: Mapping[str, Callable[[], object]], repeat: int) -> list[str]:
-    """Return the times as cells, each with its ratio to the first job's."""
-    found = medians(jobs, repeat)
-    first, *rest = found.values()
-    return [f"{first:.2f}", *(f"{t:.2f} ({first / t:.1f}x)" for t in rest)]
-
-
-def agree(a: Tensor, b: Tensor) -> None:
-    """Stop where the two sides do not compute the same."""
-    gap = ((a - b).abs().max() / b.abs().max()).item()
-    if gap > 1e-3:
-        raise SystemExit(f"the two sides differ by {gap:.1e} relative: nothing to compare")
-
-
-def trace_rows(sizes: list[tuple[int, int]], rows: int, repeat: int) -> list[list[str]]:
-    """Time velocity and trace at `rows` points."""
-    table = []
-    t = torch.tensor(0.3)
-    for d, m in sizes:
-        potential, x = ResNetPotential(d, m), torch.randn(rows, d)
-        sides: dict[str, Velocity] = {"there": Published(potential), "here": Gradient(potential)}
-
-        def value(side: Velocity, x: Tensor = x) -> Tensor:
-            at = side.at(t, x)
-            trace = at.jacobian.trace()
-            assert trace is not None
-            return at.v.sum(-1) + trace
-
-        agree(value(sides["here"]).detach(), value(sides["there"]).detach())
-        forward = {k: lambda side=side, f=value: quiet(f, side) for k, side in sides.items()}
-        both = {k: lambda side=side, f=value: f(side).sum().backward() for k, side in sides.items()}
-        for name, jobs in (("forward", forward), ("forward + backward", both)):
-            table.append([f"d={d} m={m}, {name}", *compared(jobs, repeat)])
-    return table
-
-
-def quiet(f: Callable[..., Tensor], *args: object) -> Tensor:
-    """Call without gradients."""
-    with torch.no_grad():
-        return f(*args)
-
-
-def case_rows(name: str, case: Case, repeat: int) -> list[list[str]]:
-    """Time a training step, an evaluation and a generation."""
-    potential = ResNetPotential(case.dim, case.width)
-    x, z = torch.randn(case.batch, case.dim), torch.randn(case.batch, case.dim)
-    there, here = Continuous(Published(potential)), Continuous(Gradient(potential))
-    objective = Likelihood(case.likelihood, [Transport(), HJB(case.hjb)])
-
-    def step(flow: Continuous, recompute: bool = False) -> Tensor:
-        flow = flow.with_numerics(RK4(case.train_steps, recompute))
-        potential.zero_grad()
-        total = objective.loss(flow, Batch(x)).total
-        total.backward()
-        return total.detach()
-
-    def score(flow: Continuous) -> Tensor:
-        return quiet(flow.with_numerics(RK4(case.test_steps)).log_prob, x)
-
-    def draw(flow: Continuous) -> Tensor:
-        return quiet(flow.with_numerics(RK4(case.test_steps)).decode, z)
-
-    table = []
-    for job, f in (("training step", step), ("evaluation", score), ("generation", draw)):
-        agree(f(here), f(there))
-        jobs: dict[str, Callable[[], object]] = {
-            "there": lambda f=f: f(there),
-            "here": lambda f=f: f(here),
+def case_table(case: Case, rows: int, machine: Machine, args: argparse.Namespace) -> None:
+    """Print the measurements of one case at one batch."""
+    workers = {name: SIDES[name].worker(case, rows, machine) for name in args.sides}
+    peak, table = machine.peak(), []
+    for job in args.jobs:
+        jobs: dict[str, Job] = {
+            name: getattr(worker, job)
+            for name, worker in workers.items()
+            if job == "training" or not SIDES[name].recompute  # which differs in training only
         }
-        if f is step:
-            jobs["recompute"] = lambda: step(here, recompute=True)
-        label = f"{name} d={case.dim} m={case.width} B={case.batch}, {job}"
-        table.append([label, *compared(jobs, repeat)])
+        for name in jobs:
+            if SIDES[name].compiled:
+                compile_now(f"{name} {job}", jobs[name])
+        timed = machine.compare(jobs, args.repeat, args.patience)
+        published = timed["published"]
+        for name, found in timed.items():
+            agree(found.first, published.first, f"{job}, {name}")
+            rate, memory = 1e3 * case.operations(job, rows) / found.ms, ""
+            if job == "training" and not args.no_memory:
+                memory = megabytes(machine.memory(training_job, name, case, rows, machine))
+            numbers = [f"{found.ms:.1f}", found.runs, f"{published.ms / found.ms:.2f}x"]
+            table.append(
+                [job, name, *numbers, f"{rate / 1e9:.1f}", f"{100 * rate / peak:.0f} %", memory]
+            )
+    steps = f"{case.train_steps} steps in training, {case.test_steps} otherwise"
+    show(
+        f"d={case.dim} m={case.width} batch={rows}, {steps}; peak {peak / 1e9:.0f} GFLOP/s",
+        ["job", "side", "ms", "runs", "speed-up", "GFLOP/s", "of peak", "memory"],
+        table,
+    )
+
+
+def compile_now(what: str, job: Job) -> None:
+    """Run a job once, and say how long it took to compile it, in wall time."""
+    start = time.perf_counter()
+    job()
+    print(f"\n{what}: first run, compilation included, {time.perf_counter() - start:.0f} s")
+
+
+def point_jobs(dim: int, width: int, rows: int, machine: Machine, backward: bool) -> dict[str, Job]:
+    """Return velocity and trace at `rows` points by either side, and their gradients."""
+    torch.manual_seed(0)
+    potential = ResNetPotential(dim, width).to(machine.device, machine.dtype)
+    x = machine.normal(rows, dim)
+    published, field, t = PublishedOTFlow(potential), Gradient(potential), x.new_tensor(0.3)
+
+    def theirs() -> list[Tensor]:
+        gradient, trace = published.gradient_and_trace(pad(x, (0, 1), value=0.3))
+        return [-gradient[:, :dim], -trace]
+
+    def ours() -> list[Tensor]:
+        at = field.with_divergence(t, x)
+        trace = at.jacobian.trace()
+        assert trace is not None
+        return [at.v, trace]
+
+    def run(side: Callable[[], list[Tensor]]) -> list[Tensor]:
+        with torch.set_grad_enabled(backward):
+            found = side()
+        if not backward:
+            return found
+        potential.zero_grad(set_to_none=True)
+        torch.cat([out.sum()[None] for out in found]).sum().backward()
+        return [p.grad for p in potential.parameters() if p.grad is not None]
+
+    return {"published": lambda: run(theirs), "flowzoo": lambda: run(ours)}
+
+
+def point_rows(machine: Machine, args: argparse.Namespace) -> list[list[str]]:
+    """Return times of velocity and trace alone."""
+    table = []
+    for dim, width in args.points:
+        for backward in (False, True):
+            jobs = point_jobs(dim, width, args.rows, machine, backward)
+            found = machine.compare(jobs, args.repeat, args.patience)
+            there, here = found["published"], found["flowzoo"]
+            agree(here.first, there.first, f"d={dim} m={width}")
+            label = "forward and backward" if backward else "forward"
+            times = [f"{there.ms:.2f}", f"{here.ms:.2f}", f"{there.ms / here.ms:.1f}x"]
+            table.append([str(dim), str(width), label, *times])
     return table
+
+
+def no_compiling() -> str | None:
+    """Return why nothing can be compiled here, if that is so."""
+    if "compile" not in signature(ResNetPotential).parameters:
+        return "ResNetPotential has no option `compile`"
+    if not any(map(shutil.which, ("c++", "g++", "clang++", "cl"))):
+        return "there is no C++ compiler"
+    return None
 
 
 def size(text: str) -> tuple[int, int]:
@@ -230,47 +150,38 @@ def size(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(f"expected DIMxWIDTH such as 43x64, got {text}") from None
 
 
-def processor() -> str:
-    """Return the processor's name where the system tells it."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+def chosen() -> argparse.Namespace:
+    """Return the options."""
+    parser = options(__doc__)
+    points = ["2x64", "8x64", "43x64", "63x64", "43x256", "256x64", "784x64"]
+    usual = list(SIDES)[:4]
+    parser.add_argument("--points", type=size, nargs="*", default=[size(p) for p in points])
+    parser.add_argument("--rows", type=int, default=1024, help="rows of the table of points")
+    parser.add_argument("--cases", nargs="*", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--batch", type=int, nargs="+", help="rows of a step, for every case")
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=JOBS)
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=usual)
+    parser.add_argument("--no-memory", action="store_true", help="leave out peak memory")
+    args = parser.parse_args()
+    args.sides = list(dict.fromkeys(["published", *args.sides]))
+    return args
 
 
 def main() -> None:
     """Print the tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    points = ["2x32", "8x64", "43x64", "43x256", "256x64", "784x64"]
-    parser.add_argument("--points", type=size, nargs="*", default=[size(p) for p in points])
-    parser.add_argument("--rows", type=int, default=256, help="points of the first table")
-    parser.add_argument("--cases", nargs="*", choices=CASES, default=list(CASES))
-    parser.add_argument("--batch", type=int, help="batch of every case")
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--double", action="store_true", help="float64 in place of float32")
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64 if args.double else torch.float32)
-
-    print(f"{processor()}, {platform.system()}, one thread; ", end="")
-    print(f"Python {platform.python_version()}, torch {torch.__version__}, ", end="")
-    print(f"{torch.get_default_dtype()}, median of {args.repeat}; ms (speed-up over published)\n")
-    table = trace_rows(args.points, args.rows, args.repeat)
-    if table:
-        head = [f"velocity and trace, {args.rows} points", "published", "flowzoo"]
-        print(tabulate(table, head, tablefmt="github", disable_numparse=True), "\n")
-    table = []
+    args = chosen()
+    machine = started(args)
+    reason = no_compiling()
+    if reason and any(SIDES[name].compiled for name in args.sides):
+        args.sides = [name for name in args.sides if not SIDES[name].compiled]
+        print(f"nothing is compiled: {reason}")
+    if args.points:
+        head = ["d", "m", "", "published, ms", "flowzoo, ms", "speed-up"]
+        show(f"Velocity and trace alone, {args.rows} points", head, point_rows(machine, args))
     for name in args.cases:
-        case = CASES[name]
-        if args.batch:
-            case = Case(**{**vars(case), "batch": args.batch})
-        table += case_rows(name, case, args.repeat)
-    if table:
-        head = ["flow", "published", "flowzoo", "flowzoo, recompute"]
-        print(tabulate(table, head, tablefmt="github", disable_numparse=True))
+        print(f"\n{name}", flush=True)
+        for rows in args.batch or CASES[name].batches:
+            case_table(CASES[name], rows, machine, args)
 
 
 if __name__ == "__main__":
