@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -36,6 +37,11 @@ class Point:
     v: Tensor
     jacobian: LinearMap
     phi_t: Tensor | None = None
+
+    @cached_property
+    def kinetic(self) -> Tensor:
+        """|v|^2 / 2 (n,), computed once for all costs."""
+        return 0.5 * self.v.square().sum(-1)
 
 
 class Velocity(nn.Module, ABC):

@@ -64,7 +64,7 @@ class Transport(RunningCost):
 
     def rate(self, at: Point, probes: Tensor | None) -> Tensor:
         """Return |v|^2 / 2."""
-        return 0.5 * at.v.square().sum(-1)
+        return at.kinetic
 
 
 class HJB(RunningCost):
@@ -103,7 +103,7 @@ class HJB(RunningCost):
     def rate(self, at: Point, probes: Tensor | None) -> Tensor:
         """Return |dPhi/dt - |v|^2 / 2| or its square."""
         assert at.phi_t is not None
-        residual = at.phi_t - 0.5 * at.v.square().sum(-1)
+        residual = at.phi_t - at.kinetic
         return residual.abs() if self.power == "absolute" else residual.square()
 
 

@@ -52,18 +52,18 @@ class Plan:
         """Return how many samples are done at once, for weights w (m,)."""
         return max(64, CHUNK // (len(w) * w.element_size()))
 
-    def code(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return `forward_rows` and `backward_rows`, or what they are compiled to."""
-        return _compiled() if self.compiled else (forward_rows, backward_rows)
+    def run(self, code: Callable[..., Any], *given: Any) -> Any:
+        """Return what `forward_rows` or `backward_rows` does, or what they are compiled to."""
+        return (_compiled(code) if self.compiled else code)(self, *given)
 
 
 @functools.cache
-def _compiled() -> tuple[Callable[..., Any], Callable[..., Any]]:
-    return torch.compile(forward_rows), torch.compile(backward_rows)
+def _compiled(code: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(code)
 
 
 def evaluate(plan: Plan, p: Weights, s: Tensor, frame: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return grad_x Phi (n, d), dPhi/dt (n,) and the Laplacian in x (n,), |A E|^2 left out.
+    """Return grad_x Phi (n, d), dPhi/dt (n,) and the Laplacian in x (n,).
 
     Arguments:
         plan: How it is done.
@@ -73,9 +73,8 @@ def evaluate(plan: Plan, p: Weights, s: Tensor, frame: Tensor) -> tuple[Tensor, 
     """
     if plan.derive:
         return _Evaluation.apply(plan, s, frame, *p.row())  # pyright: ignore
-    forward, _ = plan.code()
-    parts = [forward(plan, p.row(), rows, frame) for rows in s.split(plan.rows(p.w))]
-    return _joined(plan, parts)
+    chunks = s.split(plan.rows(p.w))
+    return _joined(plan, [plan.run(forward_rows, p.row(), chunk, frame) for chunk in chunks])
 
 
 def _joined(plan: Plan, parts: Sequence[Sequence[Any]]) -> tuple[Tensor, Tensor, Tensor]:
@@ -105,6 +104,7 @@ def forward_rows(
     laplacian = bent[0] @ frame.square().sum(0)
     for bend, length in zip(bent[1:], lengths, strict=True):
         laplacian = torch.add(laplacian, (bend * length).sum(-1), alpha=p.step)
+    laplacian = laplacian + p.A[:, : plan.dim].square().sum()
     kept = [*slopes, *outputs, *z[:-1], *lengths]
     if found is None:
         return first, laplacian, kept, []
@@ -131,17 +131,17 @@ def backward_rows(
         frame: As in `evaluate`.
         kept: As `forward_rows` returned it; without the last part, that is made here.
         first: Cotangent of the gradient (n, d + 1).
-        laplacian: Cotangent of the Laplacian (n,).
+        laplacian: Cotangent of the Laplacian, (n,), or (1,) where it is the same for all.
     """
     p = Weights.of(row)
     slopes, outputs, z, lengths, turned = _split(kept, len(p.matrices) - 1)
     z = [*z, p.w]
-    curves = [1 - slope * slope for slope in slopes]  # sig''
-    bent = [after * curve for after, curve in zip(z, curves, strict=True)]
+    curves = [torch.addcmul(torch.ones_like(p.w), y, y, value=-1) for y in slopes]  # sig''
     found = None
     if turned:
         turned = [part * laplacian[:, None] for part in turned]
     else:
+        bent = [after * curve for after, curve in zip(z, curves, strict=True)]
         _, found = sweep(plan.method, frame, p.matrices[1:], slopes, bent, laplacian)
         assert found is not None
         turned = found.slopes
@@ -152,8 +152,9 @@ def backward_rows(
         force.add_(part)
     into, biases = _downwards(p, s, slopes, outputs, curves, forces, matrices)
     a, quadratic = _quadratic(p, s, first)
+    a[:, : plan.dim] += (2 * laplacian.expand(len(s)).sum()) * p.A[:, : plan.dim]
     b = torch.cat([first.sum(0), p.b.new_zeros(len(p.b) - first.shape[1])])
-    wide = 2 * frame * (laplacian @ bent[0])
+    wide = 2 * frame * (z[0] * curves[0] * laplacian[:, None]).sum(0)
     if found is not None:
         wide = wide + found.frame
         matrices = [matrices[0], *map(torch.add, matrices[1:], found.hidden)]
@@ -230,8 +231,7 @@ class _Evaluation(torch.autograd.Function):
     def forward(
         ctx: Any, plan: Plan, s: Tensor, frame: Tensor, *row: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        forward, _ = plan.code()
-        parts = [forward(plan, row, rows, frame) for rows in s.split(plan.rows(row[2]))]
+        parts = [plan.run(forward_rows, row, chunk, frame) for chunk in s.split(plan.rows(row[2]))]
         sums = [torch.stack(each).sum(0) for each in zip(*(part[3] for part in parts), strict=True)]
         ctx.plan, ctx.counts = plan, (len(row), len(sums), len(parts[0][2]))
         ctx.save_for_backward(s, frame, *row, *sums, *(t for part in parts for t in part[2]))
@@ -248,11 +248,11 @@ class _Evaluation(torch.autograd.Function):
         scale, layers = laplacian[:1].sum(), len(Weights.of(row).matrices) - 1
         equal = bool(sums) and bool((laplacian == scale).all())
         rows, used = ctx.plan.rows(row[2]), size if equal else 4 * layers + 1
-        _, backward = ctx.plan.code()
         into, totals = [], None
         for i, part in enumerate(s.split(rows)):
             mine, each = kept[i * size : i * size + used], slice(i * rows, (i + 1) * rows)
-            found = backward(ctx.plan, row, part, frame, mine, first[each], laplacian[each])
+            weights = laplacian[:1] if equal else laplacian[each]  # broadcasts over the samples
+            found = ctx.plan.run(backward_rows, row, part, frame, mine, first[each], weights)
             into.append(found[0])
             totals = found[1:] if totals is None else list(map(torch.add, totals, found[1:]))
         assert totals is not None
@@ -271,9 +271,8 @@ def _slowly(
     slopes, _ = activations(p, s)
     pulled, z = sensitivities(p, slopes)
     first = gradient(p, s, pulled[0], plan.dim + 1)
-    low_rank = torch.zeros_like(p.A[:, : plan.dim])
     bent = bends(slopes, pulled, z)
-    hessian = Hessian(frame.T, p.matrices[1:], low_rank, slopes, bent)
+    hessian = Hessian(frame.T, p.matrices[1:], p.A[:, : plan.dim], slopes, bent)
     wanted = (s, frame, *row)
     return torch.autograd.grad(
         (first, hessian.trace()), wanted, cotangents, create_graph=True, allow_unused=True

@@ -72,10 +72,9 @@ def sweep(
         derive: Whether the derivative is wanted.
     """
     h, frame = 1 / len(hidden), frame.contiguous()
-    forces = [bend * (2 * h) if weights is None else bend * (2 * h * weights)[:, None]
-              for bend in bends[1:]] if derive else []  # fmt: skip
+    forces = bends[1:] if weights is None else [bend * weights[:, None] for bend in bends[1:]]
     if method == "folded":
-        return _folded(frame, hidden[0], slopes[0], forces)
+        return _folded(frame, hidden[0], slopes[0], forces[0], derive)
     lengths = [torch.empty_like(slope) for slope in slopes[1:]]
     found = Derivative(
         [torch.empty_like(slope) for slope in slopes[:-1]],
@@ -127,11 +126,11 @@ def _inward(
     for i in reversed(range(len(hidden))):
         image = images[i]
         if back is None:
-            pulled = image.mul_(forces[i][:, None])
+            pulled = image.mul_((2 * h * forces[i])[:, None])
         else:
             torch.sum(back * image, 1, out=turned[i + 1])
             turned[i + 1].mul_(h)
-            pulled = image.mul_(forces[i][:, None])
+            pulled = image.mul_((2 * h * forces[i])[:, None])
             pulled.addcmul_(slopes[i + 1][:, None], back, value=h)
         found.hidden[i].addmm_(pulled.view(-1, m).T, jacobians[i].view(-1, m))
         through = (pulled.view(-1, m) @ hidden[i]).view_as(image)
@@ -142,7 +141,7 @@ def _inward(
 
 
 def _folded(
-    frame: Tensor, weight: Tensor, slope: Tensor, forces: Sequence[Tensor]
+    frame: Tensor, weight: Tensor, slope: Tensor, force: Tensor, derive: bool
 ) -> tuple[list[Tensor], Derivative | None]:
     """Do the same for one hidden layer, with the frame folded into its weight.
 
@@ -154,12 +153,12 @@ def _folded(
     image = slope @ folded
     by_row = image.view(n, k, m)
     length = (by_row * by_row).sum(1)
-    if not forces:
+    if not derive:
         return [length], None
-    by_row.mul_(forces[0][:, None])
-    back = (slope.T @ image).view(m, k, m)
+    by_row.mul_(force[:, None])
+    back = 2 * (slope.T @ image).view(m, k, m)
     return [length], Derivative(
-        [image @ folded.T],
+        [image @ (2 * folded.T)],
         (back * weight.T[:, None, :]).sum(2).T,
         [(back * frame.T[:, :, None]).sum(1).T],
     )

@@ -64,12 +64,12 @@ def activations(p: Weights, s: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     No derivative needs u_M.
     """
     q = torch.addmm(p.biases[0], s, p.matrices[0].T)
-    slopes, outputs = [q.tanh()], [log_2cosh(q)]
+    slopes, outputs = [tanh(q)], []
     for i, (bias, matrix) in enumerate(zip(p.biases[1:], p.matrices[1:], strict=True)):
-        if i:
-            outputs.append(torch.add(outputs[-1], log_2cosh(q), alpha=p.step))
+        bent = log_2cosh(q, slopes[-1])
+        outputs.append(torch.add(outputs[-1], bent, alpha=p.step) if i else bent)
         q = torch.addmm(bias, outputs[-1], matrix.T)
-        slopes.append(q.tanh())
+        slopes.append(tanh(q))
     return slopes, outputs
 
 
@@ -106,13 +106,32 @@ def gradient(p: Weights, s: Tensor, pulled: Tensor, columns: int) -> Tensor:
     return torch.addmm(quadratic, pulled, p.matrices[0][:, :columns])
 
 
-def log_2cosh(q: Tensor) -> Tensor:
-    """Return log(e^q + e^-q), elementwise.
+def log_2cosh(q: Tensor, slope: Tensor | None = None) -> Tensor:
+    """Return log(e^q + e^-q) = |q| - log((1 + |tanh q|) / 2), elementwise.
 
-    Where it is differentiated it is 2 softplus_2(q) - q: automatic differentiation of the faster
-    |q| + log(1 + e^(-2 |q|)) would find no curvature at 0.
+    Where it is differentiated it is 2 softplus_2(q) - q: automatic differentiation of the other,
+    faster form would find no curvature at 0.
+
+    Arguments:
+        q: Where.
+        slope: tanh(q), where it is at hand.
     """
     if torch.is_grad_enabled():
         return torch.add(-q, softplus(q, beta=2, threshold=40), alpha=2)
-    size = q.abs()
-    return torch.mul(size, -2).exp_().add_(1).log_().add_(size)
+    if torch.compiler.is_compiling():
+        size = q.abs()
+        return size + torch.log(1 + torch.exp(-2 * size))
+    size = (q.tanh() if slope is None else slope).abs()
+    return q.abs().sub_(size.add_(1).mul_(0.5).log_())
+
+
+def tanh(q: Tensor) -> Tensor:
+    """Return tanh(q), elementwise.
+
+    Compiled for a CPU, an exponential is three times as fast, and `log_2cosh` has the same one; its
+    error is that of rounding 1, which is what sig'' = 1 - tanh^2 has in any case.
+    """
+    if torch.compiler.is_compiling() and not torch.is_grad_enabled():
+        decayed = torch.exp(-2 * q.abs())
+        return torch.copysign((1 - decayed) / (1 + decayed), q)
+    return q.tanh()

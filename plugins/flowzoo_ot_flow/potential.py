@@ -121,7 +121,6 @@ class ResNetPotential(Potential):
         if d > len(p.w):
             frame = triangular(frame)  # the Laplacian depends on its products alone
         space, time, laplacian = evaluate(self._plan(s, p, frame), p, s, frame)
-        laplacian = laplacian + p.A[:, :d].square().sum()
         return PotentialPoint(
             space, time, Traced(laplacian, lambda: self.at(t, x, context).hessian)
         )
