@@ -8,7 +8,7 @@ import wrong_fields
 from checking import failed, outcomes
 
 PAIRED = ["batch-independence", "context", "permutation", "time"]  # compare two calls
-ANEW = ["default-dtype", "jacobian", "modes", "point", *PAIRED]
+ANEW = ["default-dtype", "jacobian", "modes", "point", "together", *PAIRED]
 
 # The first check is the one that is meant; what else fails follows from it.
 CAUGHT = {
@@ -16,6 +16,8 @@ CAUGHT = {
     "WrongTrace": (["jacobian"], "tr A is off by"),
     "Remembering": (["jacobian"], "A^T p of another p is off by"),
     "Dead": (["second-derivatives"], "the gradient of tr A is off by"),
+    "Along": (["together"], "the trace of a sum, computed along, is off by"),
+    "Unlearned": (["together"], "the gradient of a sum, computed along, is off by"),
     "FalselySymmetric": (["symmetric", "jacobian"], "A - A^T is off by"),
     "Denying": (["symmetric"], "provides symmetric, which its Jacobian denies"),
     "Apart": (["point"], "the point's v is off by"),

@@ -43,7 +43,7 @@ def test_of_a_recipe_the_flow_is_checked():
     (found,) = specimens(["recipe/ffjord"])
     assert (found.kind, found.name) == ("flow", "recipe/ffjord")
     assert found.spec == load_recipes()["ffjord"].flow
-    assert named(["ot-flow"]) == ["potential/ot-flow", "recipe/ot-flow"]
+    assert named(["ot-flow"]) == ["importer/ot-flow", "potential/ot-flow", "recipe/ot-flow"]
 
 
 def test_everything_is_every_component_and_every_different_recipe():

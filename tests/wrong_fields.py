@@ -9,7 +9,7 @@ from torch import nn
 
 from flowzoo.errors import Incompatible
 from flowzoo.field import Potential, Velocity
-from flowzoo.maps import Scaled
+from flowzoo.maps import Scaled, Traced
 
 
 class Right(Velocity):
@@ -30,6 +30,23 @@ class Right(Velocity):
             raise Incompatible("another context")
         parts = [t.expand(len(x))[:, None], x, *([] if context is None else [context])]
         return self.last(torch.tanh(self.first(torch.cat(parts, -1))))
+
+
+class Along(Right):
+    """The divergence that comes with the velocity is not the divergence."""
+
+    def with_divergence(self, t, x, context=None):
+        point = self.at(t, x, context)
+        return dataclasses.replace(point, jacobian=Scaled(point.jacobian, 1.01))
+
+
+class Unlearned(Right):
+    """The divergence that comes with the velocity has no gradient."""
+
+    def with_divergence(self, t, x, context=None):
+        point = self.at(t, x, context)
+        trace = torch.einsum("nii->n", point.jacobian.dense()).detach()
+        return dataclasses.replace(point, jacobian=Traced(trace, lambda: point.jacobian))
 
 
 class RightGradient(Velocity):

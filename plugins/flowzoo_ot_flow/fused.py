@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from flowzoo_ot_flow.hessian import Hessian
-from flowzoo_ot_flow.laplacian import Method, sweep
+from flowzoo_ot_flow.laplacian import ACCELERATED, Method, sweep
 from flowzoo_ot_flow.network import Weights, activations, bends, gradient, sensitivities
 
 CHUNK = 512 * 1024  # bytes of one (samples, width) tensor; a dozen are in use at a time
@@ -50,7 +50,8 @@ class Plan:
 
     def rows(self, w: Tensor) -> int:
         """Return how many samples are done at once, for weights w (m,)."""
-        return max(64, CHUNK // (len(w) * w.element_size()))
+        room = CHUNK if w.device.type == "cpu" else ACCELERATED
+        return max(64, room // (len(w) * w.element_size()))
 
     def run(self, code: Callable[..., Any], *given: Any) -> Any:
         """Return what `forward_rows` or `backward_rows` does, or what they are compiled to."""
@@ -224,6 +225,11 @@ def _split(kept: Sequence[Tensor], layers: int) -> list[Sequence[Tensor]]:
     return [kept[a:b] for a, b in pairwise(ends)]
 
 
+def _detached(*tensors: Tensor) -> list[Tensor]:
+    # So that one compiled code serves tensors with gradients and without.
+    return [y.detach() for y in tensors]
+
+
 class _Evaluation(torch.autograd.Function):
     """`evaluate`, with its derivative."""
 
@@ -231,7 +237,8 @@ class _Evaluation(torch.autograd.Function):
     def forward(
         ctx: Any, plan: Plan, s: Tensor, frame: Tensor, *row: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        parts = [plan.run(forward_rows, row, chunk, frame) for chunk in s.split(plan.rows(row[2]))]
+        y, edge, *flat = _detached(s, frame, *row)
+        parts = [plan.run(forward_rows, flat, chunk, edge) for chunk in y.split(plan.rows(row[2]))]
         sums = [torch.stack(each).sum(0) for each in zip(*(part[3] for part in parts), strict=True)]
         ctx.plan, ctx.counts = plan, (len(row), len(sums), len(parts[0][2]))
         ctx.save_for_backward(s, frame, *row, *sums, *(t for part in parts for t in part[2]))
@@ -245,6 +252,7 @@ class _Evaluation(torch.autograd.Function):
         row, sums, kept = rest[:weights], rest[weights : weights + summed], rest[weights + summed :]
         if torch.is_grad_enabled():  # it will be differentiated again
             return (None, *_slowly(ctx.plan, s, frame, row, first, laplacian))
+        s, frame, *row = _detached(s, frame, *row)
         scale, layers = laplacian[:1].sum(), len(Weights.of(row).matrices) - 1
         equal = bool(sums) and bool((laplacian == scale).all())
         rows, used = ctx.plan.rows(row[2]), size if equal else 4 * layers + 1

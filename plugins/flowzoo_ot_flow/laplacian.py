@@ -26,6 +26,7 @@ from torch import Tensor
 
 Method: TypeAlias = Literal["columns", "folded"]
 CHUNK = 720 * 1024  # bytes of a (rows, dimensions, width) tensor; three are in use at a time
+ACCELERATED = 64 * 1024**2  # the same where caches are larger and each call costs more
 FOLDED = 512 * 1024  # bytes of folded weights up to which they stay there, too
 
 
@@ -71,7 +72,7 @@ def sweep(
         weights: The g_n (n,); all 1 when left out.
         derive: Whether the derivative is wanted.
     """
-    h, frame = 1 / len(hidden), frame.contiguous()
+    frame = frame.contiguous()
     forces = bends[1:] if weights is None else [bend * weights[:, None] for bend in bends[1:]]
     if method == "folded":
         return _folded(frame, hidden[0], slopes[0], forces[0], derive)
@@ -82,7 +83,8 @@ def sweep(
         [torch.zeros_like(weight) for weight in hidden],
     )
     k, m = frame.shape
-    rows = max(1, CHUNK // (k * m * frame.element_size()))
+    room = CHUNK if frame.device.type == "cpu" else ACCELERATED
+    rows = max(1, room // (k * m * frame.element_size()))
     for start in range(0, len(slopes[0]), rows):
         part = slice(start, start + rows)
         local = [slope[part] for slope in slopes]

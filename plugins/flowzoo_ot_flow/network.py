@@ -126,7 +126,7 @@ def log_2cosh(q: Tensor, slope: Tensor | None = None) -> Tensor:
 
 
 def tanh(q: Tensor) -> Tensor:
-    """Return tanh(q), elementwise.
+    """Return the hyperbolic tangent, elementwise.
 
     Compiled for a CPU, an exponential is three times as fast, and `log_2cosh` has the same one; its
     error is that of rounding 1, which is what sig'' = 1 - tanh^2 has in any case.

@@ -28,8 +28,10 @@ from flowzoo.conformance.promises.fields_potential import at, gradient, hessian
 from flowzoo.conformance.promises.fields_velocity import jacobian, phi_t, point, symmetric
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import FlowzooError
-from flowzoo.field import Velocity
+from flowzoo.field import Point, PotentialPoint, Velocity
 from flowzoo.traces import Exact
+
+TOGETHER = 1e-9  # what two orders of the same sums may differ by
 
 __all__ = ["at", "gradient", "hessian", "jacobian", "phi_t", "point", "symmetric"]
 
@@ -168,6 +170,39 @@ def second_derivatives(specimen: Specimen) -> str:
     return slopes(value, leaves, specimen.generator(), 1e-6, "the gradient of tr A")
 
 
+def together(specimen: Specimen) -> str:
+    """A trace that is computed along with the value is the trace, and so are all gradients."""
+    field = made(specimen)
+    inputs = [y.requires_grad_() for y in places(specimen, field)]
+    leaves = [*inputs, *(w for w in field.parameters() if w.requires_grad)]
+    along = field.with_divergence if isinstance(field, Velocity) else field.with_laplacian
+    said = ""
+    for weigh, how in ((torch.sum, "of a sum"), (_weighed, "of a weighted sum")):
+        found, expected = (
+            _point_and_slopes(way(*inputs), leaves, weigh) for way in (along, field.at)
+        )
+        for name, y in found.items():
+            said = off_by(y, expected[name], TOGETHER, f"{name} {how}, computed along,")
+    return said
+
+
+def _point_and_slopes(
+    point: Point | PotentialPoint, leaves: list[Tensor], weigh: Callable[[Tensor], Tensor]
+) -> dict[str, Tensor]:
+    """Return a point's numbers, and the gradients of a sum of them, the trace's weighed."""
+    if isinstance(point, Point):
+        value, a = point.v, point.jacobian
+    else:
+        value, a = point.gradient, point.hessian
+    numbers = {"the value": value, "the trace": Exact()(a, None)}
+    if point.phi_t is not None:
+        numbers["phi_t"] = point.phi_t
+    total = value.square().sum() + weigh(numbers["the trace"]) + _cubes(point.phi_t, value)
+    slopes = torch.autograd.grad(total, leaves, materialize_grads=True, allow_unused=True)
+    flat = torch.cat([s.reshape(-1) for s in slopes])
+    return {name: y.detach() for name, y in numbers.items()} | {"the gradient": flat}
+
+
 def context(specimen: Specimen) -> str:
     """A context acts on its own row; a missing one, and one of another width, are refused."""
     field = made(specimen, context_dim=2)
@@ -231,6 +266,10 @@ def _refused(field: Field, t: Tensor, x: Tensor, wrong: Tensor | None, said: str
     raise Failed(f"{said} is taken without a word, where one of width 2 is expected")
 
 
+def _cubes(y: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_zeros(()) if y is None else y.pow(3).sum()
+
+
 def _weighed(y: Tensor) -> Tensor:
     weights = torch.linspace(0.5, 1.5, y.numel(), dtype=y.dtype, device=y.device)
     return (weights * y.reshape(-1)).sum()
@@ -238,7 +277,7 @@ def _weighed(y: Tensor) -> Tensor:
 
 _SHARED = (
     shapes, repeatable, modes, sizes, batch_independence, permutation, precision, default_dtype,
-    device, save_load, gradients, second_derivatives, context, time,
+    device, save_load, gradients, second_derivatives, together, context, time,
 )  # fmt: skip
 for _kind in ("velocity", "potential"):  # each is a check of either, found here by its value
     globals().update({f"{_kind}_{_run.__name__}": check(_kind)(_run) for _run in _SHARED})
