@@ -10,7 +10,7 @@ from oracles import F64, gap, gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from flowzoo.continuous import Continuous
-from flowzoo.errors import Incompatible
+from flowzoo.errors import Incompatible, UserError
 from flowzoo.field import Gradient
 from flowzoo.integrators import RK4
 from flowzoo.objective import Batch, Likelihood
@@ -220,3 +220,11 @@ def test_compiled_code_gives_the_same():
         potential("folded", shape, compile=True), shape, torch.ones(10, dtype=F64)
     )
     assert_equal(found, expected)
+
+
+def test_without_a_compiler_the_option_is_refused(monkeypatch):
+    fused._compiled.cache_clear()
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    phi, (t, x, _) = potential("auto", (2, 8, 2, 0), compile=True), inputs((2, 8, 2, 0))
+    with pytest.raises(UserError, match="needs a C\\+\\+ compiler"):
+        phi.with_laplacian(t, x)

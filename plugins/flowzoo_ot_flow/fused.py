@@ -13,6 +13,8 @@ derivative of the Laplacian is formed in the backward pass.
 from __future__ import annotations
 
 import functools
+import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,12 +23,12 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from flowzoo.errors import UserError
 from flowzoo_ot_flow.hessian import Hessian
 from flowzoo_ot_flow.laplacian import ACCELERATED, Method, sweep
 from flowzoo_ot_flow.network import Weights, activations, bends, gradient, sensitivities
 
 CHUNK = 512 * 1024  # bytes of one (samples, width) tensor; a dozen are in use at a time
-COMPILED = 1
 Row: TypeAlias = list[Tensor]
 
 
@@ -60,6 +62,11 @@ class Plan:
 
 @functools.cache
 def _compiled(code: Callable[..., Any]) -> Callable[..., Any]:
+    if not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError(
+            "compile: true needs a C++ compiler, and none is on the path: install g++ or clang++, "
+            "or leave the option out"
+        )
     return torch.compile(code)
 
 

@@ -1,14 +1,4 @@
-"""The potential of OT-Flow: a residual network plus a quadratic form, in space and time at once.
-
-With s = [x, t, context], M + 1 layers, h = 1 / M and sig(q) = log(e^q + e^-q), so sig' = tanh:
-
-    Phi(s) = w^T u_M + 1/2 |A s|^2 + b^T s + c
-    q_0 = K_0 s + b_0,    u_0 = sig(q_0),    q_i = K_i u_{i-1} + b_i,    u_i = u_{i-1} + h sig(q_i)
-
-and backwards, from z_{M+1} = w:
-
-    z_i = z_{i+1} + h K_i^T (tanh(q_i) z_{i+1}),    grad Phi = K_0^T (tanh(q_0) z_1) + A^T A s + b
-"""
+"""The potential of OT-Flow; `network` has its formulas."""
 
 from __future__ import annotations
 
@@ -55,7 +45,11 @@ class ResNetPotential(Potential):
     """
 
     c: Tensor
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"layers": 4, "width": 5})
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {},
+        {"layers": 4, "width": 5},
+        {"method": "folded", "width": 5},
+    )
 
     def __init__(
         self,
