@@ -90,6 +90,12 @@ class Continuous(Flow):
         """Raise Incompatible where the velocity does not provide what a cost needs."""
         for cost in running:
             self._demand(cost, cost.needs)
+            if cost.detached and self.raw_end_time is not None:
+                raise Incompatible(
+                    f"{type(cost).__name__} takes the points of the trajectory as constants, so it "
+                    "cannot say how it changes with the end time: leave out detach, or "
+                    "train_end_time"
+                )
 
     def _check(self) -> None:
         self._demand(self.trace, self.trace.needs)

@@ -12,8 +12,10 @@ from tiny_flows import QUICK, fitted, points
 from flowzoo.build import build
 from flowzoo.continuous import Continuous
 from flowzoo.errors import Incompatible
+from flowzoo.field import Gradient
 from flowzoo.flow import Chain
 from flowzoo.integrators import RK1, RK4, Midpoint
+from flowzoo.networks import PotentialMLP
 from flowzoo.objective import Likelihood
 from flowzoo.odeint import Dopri5
 from flowzoo.recipes import load_recipes
@@ -138,3 +140,10 @@ def test_a_recipe_may_carry_one(tmp_path):
     x = torch.zeros(1, 2, dtype=F64)
     assert [n.forward for n in flow.encode(x).nfe] == [32]
     assert [n.forward for n in flow.eval().encode(x).nfe] == [96]
+
+
+def test_a_detached_cost_cannot_teach_an_end_time():
+    flow = Continuous(Gradient(PotentialMLP(2, [4])), RK4(2), train_end_time=True)
+    with pytest.raises(Incompatible, match="leave out detach, or train_end_time"):
+        flow.requires([HJB(detach=True)])
+    flow.requires([HJB()])

@@ -2,9 +2,10 @@
 
 `potential.ResNetPotential` is the potential and `network` its formulas, `hessian` its second
 derivatives in closed form. `fused` computes gradient and Laplacian at once, with a hand-written
-derivative, for which `laplacian` has the sweeps over the dimensions. `official` knows the names of
-the published code's weights, and `importer` makes a flow of them. The flow is the frame's:
-`continuous` along the `gradient` of this potential, with the costs `transport` and `hjb`.
+derivative, for which `laplacian` has the sweeps over the dimensions and `backwards` the rest.
+`official` knows the names of the published code's weights, and `importer` makes a flow of them. The
+flow is the frame's: `continuous` along the `gradient` of this potential, with the costs `transport`
+and `hjb`.
 
 References:
     OT-Flow: Fast and Accurate Continuous Normalizing Flows via Optimal Transport (Onken, Wu Fung,

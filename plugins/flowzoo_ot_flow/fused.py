@@ -22,8 +22,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor  # pyright: ignore
 
 from flowzoo.errors import UserError
+from flowzoo_ot_flow.backwards import downwards, quadratic, upwards
 from flowzoo_ot_flow.hessian import Hessian
 from flowzoo_ot_flow.laplacian import ACCELERATED, Method, sweep
 from flowzoo_ot_flow.network import Weights, activations, bends, gradient, sensitivities
@@ -155,75 +157,18 @@ def backward_rows(
         turned = found.slopes
     heights = [laplacian[:, None] * frame.square().sum(0)]  # with respect to the bends
     heights += [(p.step * laplacian)[:, None] * length for length in lengths]
-    forces, matrices, w = _upwards(p, slopes, z, curves, heights, first)
+    forces, matrices, w = upwards(p, slopes, z, curves, heights, first)
     for force, part in zip(forces, turned, strict=False):
         force.add_(part)
-    into, biases = _downwards(p, s, slopes, outputs, curves, forces, matrices)
-    a, quadratic = _quadratic(p, s, first)
+    into, biases = downwards(p, s, slopes, outputs, curves, forces, matrices)
+    a, through = quadratic(p, s, first)
     a[:, : plan.dim] += (2 * laplacian.expand(len(s)).sum()) * p.A[:, : plan.dim]
     b = torch.cat([first.sum(0), p.b.new_zeros(len(p.b) - first.shape[1])])
     wide = 2 * frame * (z[0] * curves[0] * laplacian[:, None]).sum(0)
     if found is not None:
         wide = wide + found.frame
         matrices = [matrices[0], *map(torch.add, matrices[1:], found.hidden)]
-    return [into + quadratic, wide, a, b, w, *matrices, *biases]
-
-
-def _upwards(
-    p: Weights,
-    slopes: Sequence[Tensor],
-    z: Sequence[Tensor],
-    curves: Sequence[Tensor],
-    bent: Sequence[Tensor],
-    first: Tensor,
-) -> tuple[Row, Row, Tensor]:
-    """Go back through z_1, ..., z_{M+1} = w: gradients of the slopes, of the matrices and of w."""
-    columns = first.shape[1]
-    pulled = first @ p.matrices[0][:, :columns].T  # with respect to tanh(q_i) z_{i+1}
-    opening = torch.zeros_like(p.matrices[0])
-    opening[:, :columns] = (slopes[0] * z[0]).T @ first
-    forces, matrices, back = [], [opening], torch.zeros_like(pulled)
-    for i, (slope, after, curve, bend) in enumerate(zip(slopes, z, curves, bent, strict=True)):
-        if i:
-            pulled = p.step * (back @ p.matrices[i].T)
-            matrices.append(p.step * ((slope * after).T @ back))
-        forces.append(torch.addcmul(pulled, slope, bend, value=-2).mul_(after))
-        back = back.addcmul(pulled, slope).addcmul_(bend, curve)
-    return forces, matrices, back.sum(0)
-
-
-def _downwards(
-    p: Weights,
-    s: Tensor,
-    slopes: Sequence[Tensor],
-    outputs: Sequence[Tensor],
-    curves: Sequence[Tensor],
-    forces: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-) -> tuple[Tensor, Row]:
-    """Go back through q_M, ..., q_0: gradients of s and of the biases; adds to the matrices'."""
-    inputs = [s, *outputs]
-    back: Tensor | None = None  # with respect to u_i
-    biases: Row = []
-    for i in range(len(slopes) - 1, -1, -1):
-        force = forces[i].mul_(curves[i])
-        if back is not None:
-            force.addcmul_(slopes[i], back, value=p.step if i else 1.0)
-        biases.append(force.sum(0))
-        matrices[i].addmm_(force.T, inputs[i])
-        into = force @ p.matrices[i]
-        back = into if back is None or not i else back.add_(into)
-    assert back is not None
-    return back, biases[::-1]
-
-
-def _quadratic(p: Weights, s: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the gradients of A and s through the first columns of s A^T A."""
-    columns = first.shape[1]
-    back = first @ p.A[:, :columns].T
-    a = back.T @ s
-    a[:, :columns] += (s @ p.A.T).T @ first
-    return a, back @ p.A
+    return [into + through, wide, a, b, w, *matrices, *biases]
 
 
 def _split(kept: Sequence[Tensor], layers: int) -> list[Sequence[Tensor]]:
@@ -257,8 +202,10 @@ class _Evaluation(torch.autograd.Function):
         s, frame, *rest = ctx.saved_tensors
         weights, summed, size = ctx.counts
         row, sums, kept = rest[:weights], rest[weights : weights + summed], rest[weights + summed :]
-        if torch.is_grad_enabled():  # it will be differentiated again
-            return (None, *_slowly(ctx.plan, s, frame, row, first, laplacian))
+        again = torch.is_grad_enabled()
+        if again or any(map(is_legacy_batchedtensor, (first, laplacian))):  # is_grads_batched
+            with torch.enable_grad():
+                return (None, *_slowly(ctx.plan, again, s, frame, row, first, laplacian))
         s, frame, *row = _detached(s, frame, *row)
         scale, layers = laplacian[:1].sum(), len(Weights.of(row).matrices) - 1
         equal = bool(sums) and bool((laplacian == scale).all())
@@ -279,16 +226,19 @@ class _Evaluation(torch.autograd.Function):
 
 
 def _slowly(
-    plan: Plan, s: Tensor, frame: Tensor, row: Sequence[Tensor], *cotangents: Tensor
+    plan: Plan, graph: bool, s: Tensor, frame: Tensor, row: Sequence[Tensor], *cotangents: Tensor
 ) -> tuple[Tensor | None, ...]:
-    """Return gradients that carry a graph, by automatic differentiation."""
+    """Return the gradients by automatic differentiation; with `graph` they carry one."""
+    # Of aliases: the frame is made of K_0, whose gradient would otherwise include the frame's.
+    s, frame, *row = inputs = [y.view_as(y) for y in (s, frame, *row)]
     p = Weights.of(row)
     slopes, _ = activations(p, s)
     pulled, z = sensitivities(p, slopes)
     first = gradient(p, s, pulled[0], plan.dim + 1)
     bent = bends(slopes, pulled, z)
     hessian = Hessian(frame.T, p.matrices[1:], p.A[:, : plan.dim], slopes, bent)
-    wanted = (s, frame, *row)
-    return torch.autograd.grad(
-        (first, hessian.trace()), wanted, cotangents, create_graph=True, allow_unused=True
-    )
+    pairs = zip((first, hessian.trace()), cotangents, strict=True)
+    outputs, seeds = zip(*((y, c) for y, c in pairs if y.requires_grad), strict=True)
+    wanted = [y for y in inputs if y.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, seeds, create_graph=graph, allow_unused=True))
+    return tuple(next(found) if y.requires_grad else None for y in inputs)

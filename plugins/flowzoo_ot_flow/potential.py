@@ -107,8 +107,7 @@ class ResNetPotential(Potential):
 
     def with_laplacian(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> PotentialPoint:
         """Return the same, the Laplacian computed along with the gradient."""
-        # The hand-written derivative is for autograd alone; torch.func differentiates the rest.
-        if self.method == "autograd" or torch._C._are_functorch_transforms_active():
+        if self.method == "autograd" or _plain(x):
             return self.at(t, x, context)
         d, s, p = self.dim, self.inputs(t, x, context), self.weights()
         frame = p.matrices[0][:, :d].T
@@ -131,3 +130,12 @@ class ResNetPotential(Potential):
         layers: list[nn.Linear] = [self.opening, *self.hidden]  # pyright: ignore
         matrices, biases = [y.weight for y in layers], [y.bias for y in layers]
         return Weights(self.A, self.b, self.w, matrices, biases)
+
+
+def _plain(x: Tensor) -> bool:
+    """Whether the hand-written derivative is out of place: it is for autograd in one precision."""
+    return (
+        torch._C._are_functorch_transforms_active()
+        or torch.is_autocast_enabled(x.device.type)
+        or torch.autograd.forward_ad._current_level >= 0
+    )
