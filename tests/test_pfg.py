@@ -108,7 +108,7 @@ def test_noise_follows_the_points_and_the_generator(places, seeded):
 
 
 @pytest.mark.parametrize("discrepancy", [SlicedW2(), MMD(), Energy()])
-@pytest.mark.parametrize("costs", [[], [HJB(power="squared", detach=True), Transport()]])
+@pytest.mark.parametrize("costs", [[], [HJB(power="squared"), Transport()]])
 def test_every_weight_gets_a_gradient(discrepancy, costs, places, seeded):
     blocks = [
         Continuous(Gradient(SmallPotential(2, seed=s)), RK1(2), train_end_time=True) for s in (0, 1)

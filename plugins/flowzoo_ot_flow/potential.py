@@ -134,8 +134,9 @@ class ResNetPotential(Potential):
 
 def _plain(x: Tensor) -> bool:
     """Whether the hand-written derivative is out of place: it is for autograd in one precision."""
+    device = x.device.type
     return (
         torch._C._are_functorch_transforms_active()
-        or torch.is_autocast_enabled(x.device.type)
+        or (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device))
         or torch.autograd.forward_ad._current_level >= 0
     )
