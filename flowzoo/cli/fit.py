@@ -13,11 +13,11 @@ import click
 from flowzoo.cli.options import (
     METRICS,
     Command,
+    change,
     count_type,
     data_spec,
     json_option,
     lines,
-    parsed,
     plugin_option,
     seed_type,
 )
@@ -77,7 +77,12 @@ def fit_command(
       flowzoo fit ffjord moons --out my-flow --set flow.trace=hutchinson
     """
     content: dict[str, Any] = {
-        "flows": [{"recipe": recipe, "set": dict(_change(text) for text in changes)}],
+        "flows": [
+            {
+                "recipe": recipe,
+                "set": dict(change(text, "training.batch_size=256") for text in changes),
+            }
+        ],
         "data": [data_spec(data)],
         "seeds": [seed],
         "metrics": list(METRICS),
@@ -176,10 +181,3 @@ def _report(record: Record, out: Path) -> None:
     if reference:
         click.echo(f"for comparison, in nats: {', '.join(reference)}")
     click.echo(f"the flow is in {out}: flowzoo sample {out}, flowzoo score {out}")
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key.strip() and equals):
-        raise UserError(f"--set {text}: expected KEY=VALUE, e.g. training.batch_size=256")
-    return key.strip(), parsed(value, f"--set {key.strip()}")

@@ -13,11 +13,11 @@ import click
 from flowzoo.cli.options import (
     METRICS,
     Command,
+    change,
     count_type,
     data_spec,
     json_option,
     lines,
-    parsed,
     plugin_option,
     seed_type,
 )
@@ -78,7 +78,7 @@ def import_command(
     (device, *_) = usable_devices(device, torch.cuda.device_count())
     registry = Registry.installed().with_files(plugins)
     found = build("importer", importer, registry, "IMPORTER").convert(read_weights(file))
-    wanted = dict(_change(text) for text in changes)
+    wanted = dict(change(text, "trace=hutchinson") for text in changes)
     wanted |= {} if steps is None else {"steps": steps}
     cell = _cell(importer, found, wanted, data, seed, registry)
     flow = replace(found, flow=cell.flow_spec).build(registry)
@@ -213,10 +213,3 @@ def _judged(cell: Cell, out: Path, device: str) -> Record:
         raise UserError(record.reason)
     write_record(out, record)
     return record
-
-
-def _change(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not (key.strip() and equals):
-        raise UserError(f"--set {text}: expected KEY=VALUE, e.g. trace=hutchinson")
-    return key.strip(), parsed(value, f"--set {key.strip()}")

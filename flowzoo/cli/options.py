@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from flowzoo.errors import UserError
+
 plugin_option = click.option(
     "--plugin",
     "plugins",
@@ -50,6 +52,18 @@ def parsed(text: str, source: str) -> Any:
     from flowzoo.registry.yamlfile import parse_yaml
 
     return parse_yaml(text.encode(), source)
+
+
+def change(text: str, example: str) -> tuple[str, Any]:
+    """Return key and value of one `--set KEY=VALUE`.
+
+    Raises:
+        UserError: It has no such form; the sentence shows the example.
+    """
+    key, equals, value = text.partition("=")
+    if not (key.strip() and equals):
+        raise UserError(f"--set {text}: expected KEY=VALUE, e.g. {example}")
+    return key.strip(), parsed(value, f"--set {key.strip()}")
 
 
 def lines(measures: dict[str, dict[str, Any]], parts: bool = False) -> str:
