@@ -44,8 +44,9 @@ class TraceEstimator(ABC):
 class Exact(TraceEstimator):
     """The trace itself: the map's closed form where it has one, else from all its rows.
 
-    A spectral function needs a symmetric map and costs an eigenvalue decomposition; the logarithm
-    of a positive definite map, whose trace is the log-determinant, costs a Cholesky factor.
+    A spectral function needs a symmetric map and costs an eigenvalue decomposition. The logarithm,
+    whose trace is the log-determinant, costs a Cholesky factor, and its gradient A^-1 an inverse by
+    that factor; value and gradient are nan for a map that is not positive definite.
     """
 
     def probes(self, x: Tensor, generator: torch.Generator | None = None) -> None:
@@ -53,14 +54,12 @@ class Exact(TraceEstimator):
         return
 
     def __call__(self, a: LinearMap, probes: Tensor | None, fn: Spectral | None = None) -> Tensor:
-        """Return tr fn(A) as (n,); nan for the logarithm of a map that is not positive definite."""
-        if fn is torch.log:
-            _require_symmetric(a, "exact")
-            factor, failed = torch.linalg.cholesky_ex(a.dense())
-            log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-            return log_det.masked_fill(failed != 0, torch.nan)
+        """Return tr fn(A) as (n,)."""
         if fn is not None:
-            _require_symmetric(a, "exact")
+            require_symmetric(a, "exact")
+        if fn is torch.log:
+            return _log_det(a.dense())
+        if fn is not None:
             return fn(torch.linalg.eigvalsh(a.dense())).sum(-1)
         trace = a.trace()
         return a.dense().diagonal(dim1=-2, dim2=-1).sum(-1) if trace is None else trace
@@ -96,7 +95,7 @@ class Hutchinson(TraceEstimator):
     def __init__(
         self, noise: Noise = "rademacher", samples: int = 1, redraw: Redraw = "solve"
     ) -> None:
-        _require_least("hutchinson", "samples", samples)
+        require_least("hutchinson", "samples", samples)
         self.noise: Noise = noise
         self.samples, self.redraw = samples, redraw
 
@@ -110,7 +109,7 @@ class Hutchinson(TraceEstimator):
         """Return the mean over probes of p^T A p, as (n,)."""
         _require_identity("hutchinson", fn)
         assert probes is not None
-        return _form(a, probes).mean(0)
+        return form(a, probes).mean(0)
 
 
 class HutchPlusPlus(TraceEstimator):
@@ -148,7 +147,7 @@ class HutchPlusPlus(TraceEstimator):
     def __init__(
         self, noise: Noise = "rademacher", samples: int = 3, redraw: Redraw = "solve"
     ) -> None:
-        _require_least("hutch++", "samples", samples, 3)
+        require_least("hutch++", "samples", samples, 3)
         self.noise: Noise = noise
         self.samples, self.redraw = samples, redraw
 
@@ -163,99 +162,68 @@ class HutchPlusPlus(TraceEstimator):
         _require_identity("hutch++", fn)
         assert probes is not None
         if self.samples >= probes.shape[-1]:
-            return _form(a, probes).mean(0)
+            return form(a, probes).mean(0)
         s = self.samples // 3
         # Householder's Q is orthonormal to rounding, whatever the rank of the sketch.
         q = torch.linalg.qr(a.vjp(probes[:s]).detach().permute(1, 2, 0))[0]
         g = probes[s:].permute(1, 2, 0)
         rest = (g - q @ (q.mT @ g)).permute(2, 0, 1)
-        return _form(a, q.permute(2, 0, 1)).sum(0) + _form(a, rest).mean(0)
+        return form(a, q.permute(2, 0, 1)).sum(0) + form(a, rest).mean(0)
 
 
-class SLQ(TraceEstimator):
-    """Stochastic Lanczos quadrature: Gauss quadrature of f on the spectral measure of each probe.
+def _log_det(h: Tensor) -> Tensor:
+    """Return log det H (n,) of positive definite matrices (n, d, d), else nan."""
+    if torch.is_grad_enabled() and h.requires_grad:
+        return _LogDet.apply(h)[0]
+    return _factor(h)[1]
 
-    Each probe p gives |p|^2 sum_j w_j f(theta_j), with theta_j the eigenvalues of the Lanczos
-    matrix T and w_j the squared first entries of its eigenvectors. Lanczos vectors are
-    reorthogonalised fully, twice, which keeps them orthogonal in float32; a sample whose Krylov
-    space is exhausted stops by itself, the rest of the batch goes on.
 
-    For f = identity the quadrature is exact after one step, and is Hutchinson's estimator. For
-    other f the value carries no gradient.
+def _factor(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return Cholesky factors, log-determinants, and which there are not (n,)."""
+    factor, failed = torch.linalg.cholesky_ex(h)
+    log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return factor, log_det.masked_fill(failed != 0, torch.nan), failed != 0
 
-    Arguments:
-        samples: Number of probes.
-        steps: Lanczos steps, at most d are taken.
-        noise: Law of the probes.
 
-    References:
-        Fast Estimation of tr(f(A)) via Stochastic Lanczos Quadrature (Ubaru, Chen & Saad, SIAM J.
-        Matrix Anal. 2017)
+class _LogDet(torch.autograd.Function):
+    """(log det H, H^-1): the gradient of the first is the second, which alone is saved.
+
+    The second's own derivative is made of itself, so that there are derivatives of all orders.
     """
 
-    needs = frozenset({"symmetric"})
-    examples: ClassVar[Sequence[Mapping[str, Any]]] = ({}, {"noise": "gaussian", "samples": 2})
+    generate_vmap_rule = True
 
-    def __init__(self, samples: int = 1, steps: int = 10, noise: Noise = "rademacher") -> None:
-        _require_least("slq", "samples", samples)
-        _require_least("slq", "steps", steps)
-        self.samples, self.steps = samples, steps
-        self.noise: Noise = noise
+    @staticmethod
+    def forward(h: Tensor) -> tuple[Tensor, Tensor]:
+        factor, log_det, failed = _factor(h)
+        eye = torch.eye(h.shape[-1], dtype=h.dtype, device=h.device)
+        factor = torch.where(failed[..., None, None], eye, factor)
+        if h.device.type == "cpu":
+            inverse = torch.cholesky_inverse(factor)
+        else:  # where the former goes matrix by matrix
+            half = torch.linalg.solve_triangular(factor, eye, upper=False)
+            inverse = half.mT @ half
+        return log_det, inverse.masked_fill(failed[..., None, None], torch.nan)
 
-    def probes(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Draw (k, n, d) probes."""
-        return draw(self.noise, (self.samples, *x.shape), x, generator)
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
+        ctx.save_for_backward(output[1])
+        ctx.save_for_forward(output[1])
+        ctx.set_materialize_grads(False)
 
-    def __call__(self, a: LinearMap, probes: Tensor | None, fn: Spectral | None = None) -> Tensor:
-        """Return the mean over probes of the quadrature, as (n,)."""
-        assert probes is not None
-        _require_symmetric(a, "slq")
-        if fn is None:
-            return _form(a, probes).mean(0)
-        with torch.no_grad():
-            theta, weights = lanczos_quadrature(a, probes, self.steps)
-            return ((weights * fn(theta)).sum(-1) * probes.square().sum(-1)).mean(0)
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Tensor | None:
+        (inverse,), (slope, bend) = ctx.saved_tensors, grads
+        first = None if slope is None else slope[..., None, None] * inverse
+        if bend is None:
+            return first
+        second = inverse @ bend @ inverse
+        return -second if first is None else first - second
 
-
-def lanczos_quadrature(a: LinearMap, probes: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-    """Return nodes and weights (k, n, m) of the Gauss quadrature by m Lanczos steps per probe."""
-    m = min(steps, probes.shape[-1])
-    q = probes / probes.norm(dim=-1, keepdim=True)
-    basis, alphas, betas = [q], [], []
-    alive = torch.ones_like(q[..., :1], dtype=torch.bool)
-    scale = torch.zeros_like(q[..., :1])
-    for step in range(m):
-        w = a.vjp(q)
-        alpha = (w * q).sum(-1, keepdim=True)
-        alphas.append(alpha)
-        scale = torch.maximum(scale, w.norm(dim=-1, keepdim=True))
-        if step == m - 1:
-            break
-        stacked = torch.stack(basis, -1)  # (k, n, d, j)
-        for _ in range(2):  # twice is enough (Parlett, The Symmetric Eigenvalue Problem, 6.9)
-            w = w - (stacked @ (stacked.mT @ w[..., None]))[..., 0]
-        beta = w.norm(dim=-1, keepdim=True)
-        alive = alive & (beta > 10 * torch.finfo(w.dtype).eps * m * scale)
-        beta = torch.where(alive, beta, torch.zeros_like(beta))
-        q = torch.where(alive, w / beta, torch.zeros_like(w))
-        basis.append(q)
-        betas.append(beta)
-    return _gauss_nodes(alphas, betas)
-
-
-def _gauss_nodes(alphas: list[Tensor], betas: list[Tensor]) -> tuple[Tensor, Tensor]:
-    # After a breakdown the remaining block is decoupled (beta = 0) and gets weight zero; its
-    # diagonal must still be a number where f is finite, so it repeats the first Ritz value.
-    diagonal, alive = [alphas[0]], torch.ones_like(alphas[0], dtype=torch.bool)
-    for alpha, beta in zip(alphas[1:], betas, strict=True):
-        alive = alive & (beta > 0)
-        diagonal.append(torch.where(alive, alpha, alphas[0]))
-    t = torch.diag_embed(torch.cat(diagonal, -1))
-    if betas:
-        off = torch.cat(betas, -1)
-        t = t + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    theta, vectors = torch.linalg.eigh(t)
-    return theta, vectors[..., 0, :].square()
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore
+        (inverse,) = ctx.saved_tensors
+        return (inverse * tangent).sum((-2, -1)), -inverse @ tangent @ inverse
 
 
 def draw(
@@ -275,7 +243,7 @@ def _basis(x: Tensor) -> Tensor:
     return basis[:, None, :].expand(d, n, d)
 
 
-def _form(a: LinearMap, probes: Tensor) -> Tensor:
+def form(a: LinearMap, probes: Tensor) -> Tensor:
     """Return p^T A p for probes (k, n, d), as (k, n)."""
     return (a.vjp(probes) * probes).sum(-1)
 
@@ -287,13 +255,15 @@ def _require_identity(name: str, fn: Spectral | None) -> None:
         )
 
 
-def _require_symmetric(a: LinearMap, name: str) -> None:
+def require_symmetric(a: LinearMap, name: str) -> None:
+    """Raise Incompatible, in the estimator's name, where a map is not symmetric."""
     if not a.symmetric:
         raise Incompatible(
             f"{name} needs a symmetric map; the Jacobian of a potential's gradient is one"
         )
 
 
-def _require_least(name: str, option: str, value: int, least: int = 1) -> None:
+def require_least(name: str, option: str, value: int, least: int = 1) -> None:
+    """Raise Incompatible where an estimator's option is below what it must be."""
     if value < least:
         raise Incompatible(f"{name}: {option} must be at least {least}, got {value}")

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
-from flowzoo.errors import BadData
+from flowzoo.errors import BadData, UserError
 
-_STATES = ("state_dict/", "param/")  # below which files keep a model's own tensors
+_STATES = ("state_dict/", "model/", "param/")  # below which files keep a model's own tensors
 _ARGUMENTS = "args/"  # below which they keep the command line
 _ZIP, _PICKLE = b"PK", b"\x80"  # how torch's files begin, new and old
 _NUMBERS = "biuf"  # numpy's kinds of numbers
@@ -47,9 +47,9 @@ class Weights:
 
     @property
     def prefix(self) -> str:
-        """What stands before the names of the model's own tensors: `state_dict/`, `param/`, or ''.
+        """What stands before the names of the model's own tensors, '' where nothing does.
 
-        The first of these below which there are tensors.
+        That is `state_dict/`, `model/` or `param/`, the first below which there are tensors.
         """
         found = (p for p in _STATES if any(name.startswith(p) for name in self.tensors))
         return next(found, "")
@@ -71,6 +71,32 @@ class Weights:
             if key in self.tensors:
                 return self.tensors[key].tolist()
         return default
+
+
+def fill(module: nn.Module, state: Mapping[str, Any], what: str) -> None:
+    """Load published weights, under the module's own names, into it.
+
+    Axes of length 1 need not be the same: published codes keep numbers and vectors as matrices.
+
+    Arguments:
+        module: What is filled.
+        state: Arrays or tensors by name, all that the module has and no others.
+        what: What the module is and which of its sizes to check, for the error.
+
+    Raises:
+        UserError: Names or shapes are not those of the module.
+    """
+    ours, given = module.state_dict(), {}
+    for name, value in state.items():
+        value, like = torch.as_tensor(value), ours.get(name)
+        if like is not None and value.squeeze().shape == like.squeeze().shape:
+            value = value.reshape(like.shape)
+        given[name] = value
+    try:
+        module.load_state_dict(given)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"these weights are not of this {what}; {said}") from error
 
 
 def read_weights(path: str | Path) -> Weights:

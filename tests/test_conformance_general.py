@@ -238,6 +238,10 @@ def scaled(factor):
     return lambda x: factor * x
 
 
+def weight():
+    return nn.Parameter(torch.ones(2))
+
+
 @pytest.mark.parametrize(
     ("one", "same", "other"),
     [
@@ -246,6 +250,7 @@ def scaled(factor):
         (torch.tensor(torch.nan), torch.tensor(torch.nan), torch.tensor(1.0)),
         (np.arange(3), np.arange(3), np.arange(3.0)),
         (scaled(1), scaled(1), scaled(2)),
+        (weight(), weight(), weight().requires_grad_(False)),
         (torch.tanh, torch.tanh, torch.sin),
         ({"a": [1, (2,)]}, {"a": [1, (2,)]}, {"a": [1, (3,)]}),
         (Sound(), Sound(), Sound(size=4)),

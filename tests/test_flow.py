@@ -26,9 +26,10 @@ from flowzoo.errors import Diverged, Incompatible
 from flowzoo.field import Gradient
 from flowzoo.flow import Chain, Flow, log_normal
 from flowzoo.integrators import RK1, RK4
+from flowzoo.logdet import SLQ
 from flowzoo.odeint import Adjoint, Dopri5
 from flowzoo.regularizers import Transport
-from flowzoo.traces import SLQ, Exact, Hutchinson
+from flowzoo.traces import Exact, Hutchinson
 
 VELOCITIES = {"velocity": SmallVelocity, "gradient": small_gradient}
 INTEGRATORS = names("integrator")

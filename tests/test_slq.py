@@ -12,7 +12,8 @@ from flowzoo.continuous import Continuous
 from flowzoo.errors import Incompatible
 from flowzoo.field import Gradient
 from flowzoo.integrators import RK4
-from flowzoo.traces import SLQ, Hutchinson
+from flowzoo.logdet import SLQ
+from flowzoo.traces import Hutchinson
 
 Z = 5.0  # standard errors; a right estimator fails one in 1.7 million comparisons
 NOISES = ["rademacher", "gaussian"]

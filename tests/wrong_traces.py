@@ -92,17 +92,19 @@ class Partial(RightExact):
 
 
 class Binary(RightExact):
-    """Takes logarithms to base two."""
+    """Takes logarithms to base two, without a gradient."""
 
     def __call__(self, a, probes, fn=None):
-        return super().__call__(a, probes, torch.log2 if fn is torch.log else fn)
+        with torch.set_grad_enabled(fn is None):
+            return super().__call__(a, probes, torch.log2 if fn is torch.log else fn)
 
 
 class BinaryEstimate(Right):
-    """Estimates tr log A by a term of its series."""
+    """Estimates tr log A by a term of its series, without a gradient."""
 
     def __call__(self, a, probes, fn=None):
-        return self.of(a, probes) - (0 if fn is None else probes.shape[-1])
+        estimate = self.of(a, probes)
+        return estimate if fn is None else estimate.detach() - probes.shape[-1]
 
 
 # --- the probes ----------------------------------------------------------------------------------

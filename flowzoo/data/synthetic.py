@@ -15,7 +15,7 @@ from flowzoo.data.oracles import GaussianOracle, MixtureOracle
 from flowzoo.data.validation import validate
 from flowzoo.errors import UserError
 
-_SHAPE = 3  # split number of the generator that draws the distribution itself
+SHAPE = 3  # split number of the generator that draws the distribution itself
 
 
 class Gaussian(Dataset):
@@ -65,7 +65,7 @@ class Gaussian(Dataset):
         variances = torch.ones(self.dim, dtype=torch.float64) * self.condition**exponents
         basis = torch.eye(self.dim, dtype=torch.float64)
         if self.correlated and self.condition > 1:
-            basis = _rotation(self.dim, split_generator(self.seed, _SHAPE))
+            basis = _rotation(self.dim, split_generator(self.seed, SHAPE))
         return GaussianOracle(torch.full_like(variances, self.mean), basis, variances)
 
     @property
@@ -79,23 +79,13 @@ class Gaussian(Dataset):
 
     def load(self) -> Data:
         """Draw the three splits."""
-        sizes = (self.train, self.val, self.test)
-        train, val, test = draw_splits(self.sample, sizes, self.seed)
-        return validate(
-            Data(
-                self.name,
-                train,
-                val,
-                test,
-                entropy=self.oracle.entropy,
-                log_prob=self.oracle.log_prob,
-                transport_cost=self.oracle.transport_cost,
-                oracle=self.oracle,
-                notes=f"Gaussian in {self.dim} dimensions, condition number {self.condition:g}.",
-                title=f"Gaussian, d = {self.dim}",
-            ),
+        return gaussian_data(
             self.name,
-            minimum=2,
+            self.oracle,
+            (self.train, self.val, self.test),
+            self.seed,
+            notes=f"Gaussian in {self.dim} dimensions, condition number {self.condition:g}.",
+            title=f"Gaussian, d = {self.dim}",
         )
 
 
@@ -142,7 +132,7 @@ class Mixture(Dataset):
 
     @cached_property
     def _oracle(self) -> MixtureOracle:
-        generator = split_generator(self.seed, _SHAPE)
+        generator = split_generator(self.seed, SHAPE)
         means = torch.randn(self.components, self.dim, generator=generator, dtype=torch.float64)
         means = self.radius * means / torch.linalg.vector_norm(means, dim=1, keepdim=True)
         weights = torch.full((self.components,), 1 / self.components, dtype=torch.float64)
@@ -185,6 +175,32 @@ def _rotation(dim: int, generator: torch.Generator) -> Tensor:
     """Draw an orthogonal (d, d) uniformly: QR, the signs of R's diagonal fixed (Mezzadri 2007)."""
     q, r = torch.linalg.qr(torch.randn(dim, dim, generator=generator, dtype=torch.float64))
     return q * r.diagonal().sign()
+
+
+def gaussian_data(
+    name: str,
+    oracle: GaussianOracle,
+    sizes: tuple[int, int, int],
+    seed: int,
+    *,
+    notes: str,
+    title: str,
+) -> Data:
+    """Draw the three splits of a Gaussian, with all that is known of it."""
+    train, val, test = draw_splits(oracle.sample, sizes, seed)
+    data = Data(
+        name,
+        train,
+        val,
+        test,
+        entropy=oracle.entropy,
+        log_prob=oracle.log_prob,
+        transport_cost=oracle.transport_cost,
+        oracle=oracle,
+        notes=notes,
+        title=title,
+    )
+    return validate(data, name, minimum=2)
 
 
 def check_sizes(name: str, dim: int, train: int, val: int, test: int) -> None:

@@ -19,8 +19,10 @@ class NLL(Metric):
     The trace is exact and the solver adaptive at a tolerance of 1e-5. The parts of the error:
     `sampling`, the standard error of the mean over test points; `solver`, a bound on what the mean
     is off by, from a subsample solved again in float64 at a tolerance a hundred times tighter;
-    `trace`, the standard error from the noise of a trace estimate, zero for an exact trace. Beside
-    them stands `inverse`, the mean of |decode(encode(x)) - x| over the subsample, in units.
+    `trace`, the standard error from the noise of a trace estimate, zero for an exact trace. Where a
+    log-determinant is estimated there is `truncation`, by how much the NLL may be too small as its
+    quadratures end early: the estimate is by Gauss's rule, which over-estimates log p. Beside them
+    stands `inverse`, the mean of |decode(encode(x)) - x| over the subsample, in units.
 
     `nll-own` is what the flow's own numerics would have reported, on the same test points.
 
@@ -51,6 +53,7 @@ class NLL(Metric):
             parts=parts,
             note=subject.numerics,
         )
+        judge = truncated(judge, subject.truncation)
         own = _own(subject, judge)
         return {"nll": judge} | ({} if own is None else {"nll-own": own})
 
@@ -90,7 +93,8 @@ class BitsPerDim(Metric):
             better="lower",
             note=subject.numerics,
         )
-        return {"bits-per-dim": measured}
+        off = subject.truncation
+        return {"bits-per-dim": truncated(measured, None if off is None else off * per_nat)}
 
 
 class KL(Metric):
@@ -123,7 +127,22 @@ class KL(Metric):
             better="lower",
             note="paired with the true density",
         )
-        return {"kl": measured}
+        return {"kl": truncated(measured, subject.truncation)}
+
+
+def truncated(measured: Measure, most: float | None) -> Measure:
+    """Return a number with the part `truncation`, by how much it may be too small, in its error.
+
+    Arguments:
+        measured: A mean of negative log-densities.
+        most: How far the mean log-density may be too large; None where that has no bound.
+    """
+    if most is None:
+        return replace(measured, note=f"{measured.note}, whose truncation has no known bound")
+    if not most:
+        return measured
+    error = None if measured.error is None else measured.error + most
+    return replace(measured, error=error, parts={**measured.parts, "truncation": most})
 
 
 def density_gap(subject: Subject) -> Tensor | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -83,6 +84,28 @@ def solve(
     z, ladj, costs = (torch.cat([getattr(e, k) for e in encoded]) for k in ("z", "ladj", "costs"))
     log_prob = log_normal(z.double()) + ladj.double() + volume
     return Solved(log_prob, Encoded(z, ladj, costs, tuple(n for e in encoded for n in e.nfe)))
+
+
+def latent(solved: Solved) -> Encoded:
+    """Return what points were encoded to.
+
+    Raises:
+        Incompatible: The flow only knows its density.
+    """
+    if solved.encoded is None:
+        raise Incompatible("this flow only knows its density: it sends no point to noise")
+    return solved.encoded
+
+
+def brought(flow: Flow, device: torch.device, x: Tensor) -> tuple[Flow, torch.dtype]:
+    """Return the flow, a copy where it lies elsewhere, and its precision.
+
+    The precision is that of its weights, or that of the points x where it has none.
+    """
+    tensors = (*flow.parameters(), *flow.buffers())
+    dtype = next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
+    here = all(t.device == device for t in tensors)
+    return flow if here else copy.deepcopy(flow).to(device), dtype
 
 
 def pieces(one: Callable[[Tensor], T], n: int, size: int, device: torch.device) -> Iterator[T]:

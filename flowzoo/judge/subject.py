@@ -18,10 +18,10 @@ from torch import Tensor
 
 from flowzoo.errors import Diverged, Incompatible, UserError
 from flowzoo.flow import Encoded, Flow
-from flowzoo.judge.measure import error_of_noise
+from flowzoo.judge.measure import bias_bound, error_of_noise
 from flowzoo.judge.numerics import FINER, TOLERANCE, JudgeTrace
 from flowzoo.judge.points import Points, Standardised, require_points
-from flowzoo.judge.solves import Solved, pieces, running_costs, solve
+from flowzoo.judge.solves import Solved, brought, latent, pieces, running_costs, solve
 from flowzoo.odeint import Dopri5
 from flowzoo.regularizers import RunningCost
 
@@ -64,9 +64,8 @@ class Subject:
             raise UserError(f"the judge's tolerance must be positive and finite, got {tolerance}")
         if torch.device(device).type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"the judge is to compute on {device}, but there is no CUDA: use 'cpu'")
-        self.flow = _brought(flow, torch.device(device))
+        self.flow, dtype = brought(flow, torch.device(device), data.test)
         self.data, self.scale, self.seed, self.tolerance = data, scale, seed, tolerance
-        dtype = _dtype(flow, data.test)
         self.x = data.test.to(device=device, dtype=dtype)
         context = data.test_context
         self.context = None if context is None else context.to(device=device, dtype=dtype)
@@ -99,27 +98,33 @@ class Subject:
     @cached_property
     def judged(self) -> Flow:
         """The flow with the judge's numerics; the flow itself where it takes no others."""
-        return self.flow.with_numerics(Dopri5(self.tolerance, self.tolerance), JudgeTrace())
+        return self.flow.with_numerics(_solver(self.tolerance), JudgeTrace())
 
     @cached_property
     def refined(self) -> Flow:
         """A float64 copy of the flow, solved at a tolerance a hundred times tighter."""
-        fine = self.tolerance / FINER
         flow = copy.deepcopy(self.flow).double()
-        return flow.with_numerics(Dopri5(fine, fine), JudgeTrace())
+        return flow.with_numerics(_solver(self.tolerance / FINER), JudgeTrace())
 
     @property
     def finer(self) -> float:
-        """Tolerance of the finer solve; 0 for a flow that takes no numerics."""
-        return 0.0 if self.judged is self.flow else self.tolerance / FINER
+        """Tolerance of the finer solve; 0 for a flow that takes no numerics, or solves no ODE."""
+        return self.tolerance / FINER if self.integrates else 0.0
+
+    @property
+    def integrates(self) -> bool:
+        """Whether the judge's solver had a part in the test points: the flow solves an ODE."""
+        encoded = self.solved.encoded
+        return self.judged is not self.flow and encoded is not None and bool(encoded.nfe)
 
     @property
     def numerics(self) -> str:
         """By what the test points are solved, in a clause."""
         if self.judged is self.flow:
             return "its own numerics where a flow takes no others"
-        trace = "SLQ" if self.trace_error else "exact trace"
-        return f"{trace}, dopri5 at {self.tolerance:g}"
+        solver = f", dopri5 at {self.tolerance:g}" if self.integrates else ""
+        exact = "exact trace" if self.integrates else "exact log-determinant"
+        return ("SLQ" if self.trace_error else exact) + solver
 
     @cached_property
     def solved(self) -> Solved:
@@ -245,6 +250,24 @@ class Subject:
         found = [first, second, *(density(i) for i in range(2, REPEATS))]
         return error_of_noise(torch.stack(found), len(self.x))
 
+    @cached_property
+    def truncation(self) -> float | None:
+        """By how much quadratures that end early may over-estimate the mean log-density, in nats.
+
+        On AGAIN points, what Gauss's rule gives less what Gauss-Radau's gives with the same probes:
+        the truth lies between. Zero for an exact trace, None where no Hessian's floor is known.
+        """
+        if not self.trace_error or self.judged is self.flow:
+            return 0.0
+        rows, upper = self.beside(AGAIN)
+        context = None if self.context is None else self.context[rows]
+        below = self.flow.with_numerics(_solver(self.tolerance), JudgeTrace().below())
+        try:
+            lower = self._careful(below, self.tolerance, self.x[rows], context)
+        except Incompatible:
+            return None
+        return bias_bound(upper - lower.log_prob, len(self.x))
+
     def _of_rows(self, name: str, n: int, make: Callable[[Tensor], Any]) -> tuple[Tensor, Any]:
         key = (name, min(n, len(self.x)), 0)
         if key not in self._kept:
@@ -257,12 +280,7 @@ class Subject:
         return solve(flow, x, context, running, self.generator(stream), self.volume)
 
     def _careful(
-        self,
-        flow: Flow,
-        tolerance: float,
-        x: Tensor,
-        context: Tensor | None,
-        stream: int = 0,
+        self, flow: Flow, tolerance: float, x: Tensor, context: Tensor | None, stream: int = 0
     ) -> Solved:
         try:
             return self._solve(flow, x, context, stream)
@@ -276,23 +294,5 @@ class Subject:
             ) from error
 
 
-def latent(solved: Solved) -> Encoded:
-    """Return what points were encoded to.
-
-    Raises:
-        Incompatible: The flow only knows its density.
-    """
-    if solved.encoded is None:
-        raise Incompatible("this flow only knows its density: it sends no point to noise")
-    return solved.encoded
-
-
-def _brought(flow: Flow, device: torch.device) -> Flow:
-    here = all(t.device == device for t in (*flow.parameters(), *flow.buffers()))
-    return flow if here else copy.deepcopy(flow).to(device)
-
-
-def _dtype(flow: Flow, x: Tensor) -> torch.dtype:
-    """Return the precision of the flow's weights, or of the data where it has none."""
-    tensors = (*flow.parameters(), *flow.buffers())
-    return next((t.dtype for t in tensors if t.is_floating_point()), x.dtype)
+def _solver(tolerance: float) -> Dopri5:
+    return Dopri5(tolerance, tolerance)

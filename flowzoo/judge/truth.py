@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flowzoo.continuous import Continuous
 from flowzoo.errors import UserError
-from flowzoo.judge.likelihood import density_change, density_gap
+from flowzoo.judge.likelihood import density_change, density_gap, truncated
 from flowzoo.judge.measure import Measure, Metric, at_least_two, mean
 from flowzoo.judge.solves import pieces
 from flowzoo.judge.subject import AGAIN, Subject, latent
@@ -61,7 +61,7 @@ class DensityError(Metric):
             better="lower",
             note=note,
         )
-        return {"density-error": found}
+        return {"density-error": truncated(found, subject.truncation)}
 
 
 class MapError(Metric):

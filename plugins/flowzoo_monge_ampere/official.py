@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from flowzoo.errors import UserError
+from flowzoo.weights import fill
 from flowzoo_monge_ampere.potential import MongeAmpere
 
 _NAMES = {"fc1.weight": "opening.weight", "fc1.bias": "opening.bias", "fc2.weight": "a"}
@@ -25,18 +23,8 @@ def load_official(potential: MongeAmpere, state: Mapping[str, Any], prefix: str 
     Raises:
         UserError: Names or shapes are not those of the potential.
     """
-    ours = {}
-    for name, value in state.items():
-        if name.startswith(prefix):
-            key, value = our_name(name[len(prefix) :]), torch.as_tensor(value)
-            ours[key] = value.flatten() if key == "a" else value  # (1, m) there
-    try:
-        potential.load_state_dict(ours)
-    except RuntimeError as error:
-        raise UserError(
-            "these weights are not of this potential: check its dim, width and symmetric; "
-            + " ".join(str(error).split())
-        ) from error
+    ours = {our_name(k.removeprefix(prefix)): v for k, v in state.items() if k.startswith(prefix)}
+    fill(potential, ours, "potential: check its dim, width and symmetric")
 
 
 def our_name(official: str) -> str:

@@ -6,9 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from flowzoo.errors import UserError
+from flowzoo.weights import fill
 from flowzoo_ot_flow.potential import ResNetPotential
 
 NAMES = {"A": "A", "c.weight": "b", "c.bias": "c", "w.weight": "w"}
@@ -26,21 +24,8 @@ def load_official(potential: ResNetPotential, state: Mapping[str, Any], prefix: 
     Raises:
         UserError: Names or shapes are not those of the potential.
     """
-    ours = {}
-    for name, value in state.items():
-        if name.startswith(prefix):
-            key, value = our_name(name[len(prefix) :]), torch.as_tensor(value)
-            # Linear maps to a number there, vectors and a number here.
-            ours[key] = (
-                value.flatten() if key in ("b", "w") else value.reshape(()) if key == "c" else value
-            )
-    try:
-        potential.load_state_dict(ours)
-    except RuntimeError as error:
-        raise UserError(
-            "these weights are not of this potential: check its dim, width, layers and rank; "
-            + " ".join(str(error).split())
-        ) from error
+    ours = {our_name(k.removeprefix(prefix)): v for k, v in state.items() if k.startswith(prefix)}
+    fill(potential, ours, "potential: check its dim, width, layers and rank")
 
 
 def our_name(official: str) -> str:

@@ -20,10 +20,17 @@ class Known(LinearMap):
         a: The matrices.
         symmetric: Whether they are.
         closed: Whether it knows its trace.
+        floor: A lower bound of their eigenvalues, where it knows one.
     """
 
-    def __init__(self, a: Tensor, symmetric: bool = False, closed: bool = False) -> None:
-        self.a, self.symmetric, self.closed = a, symmetric, closed
+    def __init__(
+        self,
+        a: Tensor,
+        symmetric: bool = False,
+        closed: bool = False,
+        floor: float | Tensor | None = None,
+    ) -> None:
+        self.a, self.symmetric, self.closed, self.floor = a, symmetric, closed, floor
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return A^T p."""
@@ -40,6 +47,11 @@ class Known(LinearMap):
     def trace(self) -> Tensor | None:
         """Return tr A where it is known."""
         return self.a.diagonal(dim1=-2, dim2=-1).sum(-1) if self.closed else None
+
+    def rows(self, index: Tensor) -> Known:
+        """Return those of some samples; the one for all is theirs, too."""
+        a = self.a if len(self.a) == 1 else self.a[index]
+        return Known(a, self.symmetric, self.closed, self.floor)
 
 
 class Watched:

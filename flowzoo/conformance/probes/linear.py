@@ -36,14 +36,14 @@ def against_autograd(specimen: Specimen, value: Callable[..., Tensor], name: str
             continue  # it has one dimension only
         t, x, *context = places(specimen, field, 5)
         for time in (t, t[3]):
-            expected = _derivative(lambda y, t=time: value(field, t, y, *context), x)  # noqa: B023
+            expected = derivative(lambda y, t=time: value(field, t, y, *context), x)  # noqa: B023
             for recorded in (True, False):
                 with torch.set_grad_enabled(recorded):
-                    said = _compare(map_at(field, time, x, *context), expected, specimen, name)
+                    said = compare(map_at(field, time, x, *context), expected, specimen, name)
     return said
 
 
-def _derivative(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def derivative(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """Return dy_i/dx_j of the rows as (n, d, d), by one backward pass for each i."""
     x = x.clone().requires_grad_()
     y = fn(x)
@@ -58,7 +58,12 @@ def _derivative(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return torch.stack(rows, 1)
 
 
-def _compare(a: LinearMap, expected: Tensor, specimen: Specimen, name: str) -> str:
+def compare(a: LinearMap, expected: Tensor, specimen: Specimen, name: str) -> str:
+    """Return by how much a map, its products and its trace differ from matrices (n, d, d).
+
+    Raises:
+        Failed: The dense map, a product or the trace is off.
+    """
     n, d = expected.shape[:2]
     said = off_by(a.dense().detach(), expected, ROUNDING, name)
     for k in (0, 1, 3):  # 0 stands for probes without a leading dimension

@@ -17,15 +17,16 @@ _CODE = FunctionType | BuiltinFunctionType | type | ModuleType
 def portrait(value: Any, seen: tuple[int, ...] = ()) -> Any:
     """Return nested tuples that are equal for objects made of equal things.
 
-    Tensors and arrays count by their contents, functions by their name and what they hold, other
-    objects by their class and attributes.
+    Tensors and arrays count by their contents, parameters also by whether they are trained,
+    functions by their name and what they hold, other objects by their class and attributes.
     """
     if id(value) in seen:
         return "itself"
     inner = functools.partial(portrait, seen=(*seen, id(value)))
     if isinstance(value, Tensor):
         content = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return "tensor", str(value.dtype), tuple(value.shape), content.numpy().tobytes()
+        trained = isinstance(value, nn.Parameter) and value.requires_grad
+        return "tensor", str(value.dtype), tuple(value.shape), content.numpy().tobytes(), trained
     if isinstance(value, np.ndarray):
         return "array", str(value.dtype), value.shape, value.tobytes()
     if isinstance(value, torch.Generator):

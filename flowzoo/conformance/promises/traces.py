@@ -8,40 +8,25 @@ from torch import Tensor
 from flowzoo.conformance.check import Failed, Skipped, check, off_by, require
 from flowzoo.conformance.probes import invariance
 from flowzoo.conformance.probes.known import Known
+from flowzoo.conformance.probes.maps_made import (
+    definite,
+    matrices,
+    positive,
+    random_dimension,
+    rows_at_once,
+)
 from flowzoo.conformance.probes.sequential import mean_is_zero
+from flowzoo.conformance.promises.traces_spectral import (  # noqa: F401 (checks, found by name)
+    spectral,
+    spectral_gradient,
+)
 from flowzoo.conformance.specimen import Specimen
 from flowzoo.errors import Incompatible
 from flowzoo.traces import TraceEstimator
 
-AT_ONCE = 4096  # estimates that one draw of a sequential test averages
 BIAS = 0.01  # the smallest bias to find, in units of A's Frobenius norm
-SPECTRAL_BIAS = 0.05  # likewise for tr log A, where an estimate costs more
 ROUNDING = 1e-12
 NAMES = ("the estimate of tr A", "the estimate of tr log A")
-
-
-def matrices(specimen: Specimen, n: int, d: int, symmetric: bool) -> Tensor:
-    """Return matrices (n, d, d) of Frobenius norm 1, every second near a multiple of I."""
-    a = specimen.points(n, d * d).view(n, d, d).clone()
-    a[1::2] = torch.eye(d, dtype=a.dtype) + 0.3 * a[1::2]
-    a = 0.5 * (a + a.mT) if symmetric else a
-    return a / torch.linalg.matrix_norm(a, keepdim=True)
-
-
-def positive(specimen: Specimen, n: int, d: int) -> Tensor:
-    """Return positive definite matrices (n, d, d) with eigenvalues from 1/e to e^2."""
-    _, q = torch.linalg.eigh(matrices(specimen, n, d, True))
-    a = (q * torch.linspace(-1, 2, d, dtype=q.dtype).exp()) @ q.mT
-    return 0.5 * (a + a.mT)
-
-
-def random_dimension(specimen: Specimen, least: int = 4) -> int:
-    """Return a dimension larger than the number of probes, so that none form a whole basis."""
-    probes = specimen.make().probes(specimen.points(1, 64), specimen.generator())
-    if probes is None:
-        return least
-    # One that draws more when there are more dimensions says how many by its `samples`.
-    return max(least, len(probes) + 1, getattr(specimen.make(), "samples", 0) + 1)
 
 
 @check("trace")
@@ -56,7 +41,9 @@ def unbiased(specimen: Specimen) -> str:
     def errors() -> Tensor:
         found = []
         for each in cases:
-            probes = estimator.probes(each.new_zeros(_rows(estimator, each), each.shape[-1]), draws)
+            probes = estimator.probes(
+                each.new_zeros(rows_at_once(estimator, each), each.shape[-1]), draws
+            )
             for a in each:
                 estimate = estimator(Known(a[None], symmetric), probes)
                 found.append(estimate.mean() - a.trace())
@@ -73,7 +60,7 @@ def unbiased_gradient(specimen: Specimen) -> str:
     a = matrices(specimen, 1, d, symmetric)[0].requires_grad_()
 
     def errors() -> Tensor:
-        probes = estimator.probes(a.new_zeros(_rows(estimator, a), d), draws)
+        probes = estimator.probes(a.new_zeros(rows_at_once(estimator, a), d), draws)
         whole = 0.5 * (a + a.T) if symmetric else a
         estimate = estimator(Known(whole[None], symmetric), probes)
         require(estimate.requires_grad, "the estimate has no gradient in A")
@@ -100,37 +87,10 @@ def exact(specimen: Specimen) -> str:
 
 
 @check("trace")
-def spectral(specimen: Specimen) -> str:
-    """tr log A and tr exp A of positive definite maps are right or unbiased, or refused."""
-    estimator, draws = specimen.make(), specimen.generator()
-    d = min(random_dimension(specimen), getattr(estimator, "steps", 64))
-    a = positive(specimen, 3, d)
-    values = torch.linalg.eigvalsh(a)
-    expected = {torch.log: values.log().sum(-1), torch.exp: values.exp().sum(-1)}
-    try:
-        probes = estimator.probes(a.new_zeros(3, d), draws)
-        found = {fn: estimator(Known(a, True), probes, fn) for fn in expected}
-    except Incompatible as refusal:
-        return f"refuses, saying: {refusal}"
-    if probes is None:
-        off_by(found[torch.exp], expected[torch.exp], ROUNDING, "tr exp A")
-        bad = estimator(Known(-a, True), None, torch.log)
-        require(not bool(bad.isfinite().any()), "tr log A of a negative definite A is a number")
-        return off_by(found[torch.log], expected[torch.log], ROUNDING, "tr log A")
-
-    def errors() -> Tensor:
-        probes = estimator.probes(a.new_zeros(_rows(estimator, a) // 4, d), draws)
-        each = [estimator(Known(m[None], True), probes, torch.log).mean() for m in a]
-        return (torch.stack(each) - expected[torch.log]) / values.log().norm(dim=-1)
-
-    return mean_is_zero(errors, SPECTRAL_BIAS, "the estimate of tr log A (log A of norm 1)")
-
-
-@check("trace")
 def probes(specimen: Specimen) -> str:
     """Probes (k, n, d) follow the places, come from the generator, and have covariance I."""
     estimator, d = specimen.make(), random_dimension(specimen)
-    x = specimen.points(_rows(estimator, specimen.points(1, d)), d)
+    x = specimen.points(rows_at_once(estimator, specimen.points(1, d)), d)
     first = estimator.probes(x, specimen.generator(1))
     if first is None:
         return "it uses none"
@@ -278,9 +238,9 @@ def _case(specimen: Specimen) -> tuple[TraceEstimator, Tensor, Tensor | None]:
 
 def _estimates(estimator: TraceEstimator, a: Tensor, p: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return what it gives for tr A and, where it does not refuse, for tr log A."""
-    estimate = estimator(Known(a, symmetric=True), p)
+    estimate = estimator(definite(a), p)
     try:
-        return estimate, estimator(Known(a, symmetric=True), p, torch.log)
+        return estimate, estimator(definite(a), p, torch.log)
     except Incompatible:
         return estimate, estimate
 
@@ -294,9 +254,3 @@ def _rowwise(
         return _estimates(estimator, a, p[0].transpose(0, 1) if p else None)
 
     return fn, [a] if p is None else [a, p.transpose(0, 1)]
-
-
-def _rows(estimator: TraceEstimator, like: Tensor) -> int:
-    """Return how many places one draw of a sequential test has: fewer for many probes each."""
-    p = estimator.probes(like.new_zeros(1, like.shape[-1]), torch.Generator())
-    return AT_ONCE if p is None else max(1, AT_ONCE // len(p))

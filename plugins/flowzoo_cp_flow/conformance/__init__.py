@@ -1,0 +1,1 @@
+"""What convex potentials and inversions promise, as checks for `flowzoo check`."""
