@@ -95,7 +95,7 @@ class Run:
         kl: KL(data || flow) as training went on, in nats.
         cost: E |x - z|^2 at the same steps.
         measures: What the judge says of the trained flow.
-        seconds: Of training, without evaluations.
+        seconds: Of training, without looks.
     """
 
     dim: int
@@ -186,7 +186,7 @@ def trained(method: str, dim: int, settings: Settings, seed: int, looks: int) ->
         observe=look,
     )
     found.append(seen(flow, source.oracle, data.test))
-    kl, cost = (list(values) for values in zip(*found, strict=True))
+    kl, cost = map(list, zip(*found, strict=True))
     measures = evaluate(flow, data, metrics=[KL(), Displacement()])
     return Run(dim, method, optimum, kl, cost, measures, fitted.seconds - spent)
 
@@ -229,8 +229,7 @@ def table(runs: Sequence[Run]) -> str:
 def drawn(runs: Sequence[Run]) -> Figure:
     """Return the figure: cost against KL, a panel for each dimension."""
     dims = list(dict.fromkeys(run.dim for run in runs))
-    width = min(3, len(dims))
-    height = -(-len(dims) // width)
+    height = -(-len(dims) // (width := min(3, len(dims))))
     figure = Figure(figsize=(2.3 * width, 2.0 * height + 0.35), layout="constrained")
     axes = figure.subplots(height, width, squeeze=False).flatten()
     for axis, dim in zip(axes, dims, strict=False):
@@ -240,7 +239,7 @@ def drawn(runs: Sequence[Run]) -> Figure:
     for axis in axes[::width]:
         axis.set_ylabel(r"cost $E\,|x - z|^2$")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
     return figure
 
 
@@ -248,12 +247,13 @@ def panel(axis: Axes, runs: Sequence[Run]) -> None:
     """Draw the flows of one dimension; each way ends in a dot."""
     optimum = runs[0].optimum
     axis.axhline(optimum, color="#000000", linewidth=0.8, linestyle=":", label="optimum")
-    axis.axhspan(0.98 * optimum, 1.02 * optimum, color="#000000", alpha=0.08, linewidth=0)
+    near = (0.98 * optimum, 1.02 * optimum)
+    axis.axhspan(*near, color="#000000", alpha=0.08, linewidth=0, label="2 % around it")
     for run in runs:
         kl = [max(value, LEAST) for value in run.kl]
-        line = {"color": COLOURS[run.method], "linewidth": 1.2}
-        axis.plot(kl, run.cost, STYLES[run.method], label=run.method, **line)
-        axis.plot(kl[-1:], run.cost[-1:], "o", markersize=4.0, color=COLOURS[run.method])
+        colour, style = COLOURS[run.method], STYLES[run.method]
+        axis.plot(kl, run.cost, style, label=run.method, color=colour, linewidth=1.2)
+        axis.plot(kl[-1:], run.cost[-1:], "o", markersize=4.0, color=colour)
     axis.set_xscale("log")
     axis.set_xlim(5.0, 0.7 * LEAST)
     highest = max(run.cost[-1] for run in runs)
@@ -261,13 +261,6 @@ def panel(axis: Axes, runs: Sequence[Run]) -> None:
     axis.set_title(f"d = {runs[0].dim}")
     axis.set_xlabel(f"KL (nats), {LEAST:g} or more")
     axis.grid(linewidth=0.3, alpha=0.5)
-
-
-def saved(figure: Figure, out: Path) -> None:
-    """Write a figure."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure)
-    figure.savefig(out, bbox_inches="tight", dpi=200)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -293,7 +286,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"d = {dim}, {method}: {settings}", flush=True)
     print(f"\n{table(runs)}\n")
     with mpl.rc_context(FONTS):
-        saved(drawn(runs), args.out)
+        figure = drawn(runs)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        FigureCanvasAgg(figure)
+        figure.savefig(args.out, bbox_inches="tight", dpi=200)
     print(f"figure: {args.out}")
 
 

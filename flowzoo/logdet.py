@@ -22,6 +22,7 @@ from flowzoo.traces import (
     draw,
     form,
     require_least,
+    require_reverse,
     require_symmetric,
 )
 
@@ -77,6 +78,7 @@ class Krylov(TraceEstimator):
         if self.precondition and fn is torch.log:
             a, shift = preconditioned(a, probes.shape[1], self.precondition)
         product = a.vjp(probes)
+        require_reverse(product, self.name)
         values, z = self.of(a, probes, product.detach(), fn)
         value = values.mean(0) + shift
         return _Slope.apply(value, product, z / len(probes)) if product.requires_grad else value

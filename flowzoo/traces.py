@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from flowzoo.errors import Incompatible
 from flowzoo.maps import LinearMap
@@ -260,6 +261,15 @@ def require_symmetric(a: LinearMap, name: str) -> None:
     if not a.symmetric:
         raise Incompatible(
             f"{name} needs a symmetric map; the Jacobian of a potential's gradient is one"
+        )
+
+
+def require_reverse(y: Tensor, name: str) -> None:
+    """Raise Incompatible, in the name of what y comes from, where y has a forward derivative."""
+    if forward_ad.unpack_dual(y).tangent is not None:
+        raise Incompatible(
+            f"{name} has derivatives in reverse mode only: use torch.autograd.grad, or for a "
+            "log-determinant the exact trace"
         )
 
 

@@ -18,6 +18,7 @@ sys.path.append(str(Path(__file__).parent.parent / "benchmarks"))
 experiment = importlib.import_module("gaussian_transport")
 
 QUICK = experiment.Settings(300, 0.01, 10_000, scaled=True, quadratic=0.5, weight=6.0)
+LONGER = experiment.Settings(1000, 0.05, 10_000, scaled=True)
 
 
 class Turned(Flow):
@@ -72,8 +73,8 @@ def test_flows_in_units_of_the_data_are_flows_of_the_data(method):
 
 def test_both_flows_fit_and_one_moves_points_less_far():
     runs = {
-        method: experiment.trained(method, 2, replace(QUICK, lr=lr), seed=0, looks=4)
-        for method, lr in (("CP-Flow", 0.01), ("autoregressive", 0.05))
+        "CP-Flow": experiment.trained("CP-Flow", 2, QUICK, seed=0, looks=4),
+        "autoregressive": experiment.trained("autoregressive", 2, LONGER, seed=0, looks=4),
     }
     convex, other = runs.values()
     for run in runs.values():
@@ -83,7 +84,7 @@ def test_both_flows_fit_and_one_moves_points_less_far():
         ratio = run.measures["displacement-optimality"]
         assert run.cost[-1] == pytest.approx(run.optimum * ratio.value, rel=1e-4)
         assert run.measures["kl"].value == pytest.approx(run.kl[-1], abs=1e-4)
-    assert convex.cost[-1] == pytest.approx(convex.optimum, rel=0.04)
+    assert convex.cost[-1] == pytest.approx(convex.optimum, rel=0.05)
     assert other.cost[-1] > 1.07 * other.optimum
 
 

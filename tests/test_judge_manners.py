@@ -129,7 +129,7 @@ def test_conditional_flows_are_judged_with_their_context(places, monkeypatch):
             return -self.b * context
 
     x, context = places(60), places(60, seed=1)
-    rows = Rows(x, context, log_prob=lambda y: oracles.standard_normal(y - context))
+    rows = Rows(x, context, log_prob=lambda y, c: oracles.standard_normal(y - c))
     measures = evaluate(Continuous(Shifted()), rows, metrics=all_metrics())
     assert abs(measures["kl"].value) < 1e-6
     assert measures["inverse-error"].value < 1e-12

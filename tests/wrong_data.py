@@ -181,7 +181,14 @@ class Ragged(Right):
     def load(self):
         data = super().load()
         one = torch.ones(self.train, 1, dtype=torch.float64)
-        return replace(data, train_context=one, val_context=one, test_context=one)
+        known = self.law().log_prob
+        return replace(
+            data,
+            train_context=one,
+            val_context=one,
+            test_context=one,
+            log_prob=lambda x, context: known(x),
+        )
 
 
 class Silent(Right):

@@ -69,6 +69,7 @@ class WeightedMixture(Dataset):
             val,
             test,
             entropy=_entropy(),
+            log_prob=self.log_prob,
             notes="Two Gaussians at 2 and -2 of variance 1/e, the weight of the first the context.",
             title="mixture by weight",
             train_context=its,

@@ -30,10 +30,11 @@ class Data:
         val: Validation rows (n, d).
         test: Test rows (n, d).
         columns: Names of the d columns, where known.
-        entropy: True differential entropy in nats in these coordinates, which is the lowest NLL
-            that any model can reach; None where unknown.
+        entropy: True differential entropy in nats in these coordinates, given the contexts where
+            rows have any, which is the lowest NLL that any model can reach; None where unknown.
         entropy_error: Standard error of `entropy`, in nats; 0 where it is exact.
-        log_prob: The true log-density, (n, d) -> (n,) in nats; None where unknown.
+        log_prob: The true log-density, (n, d) -> (n,) in nats, or that given the contexts,
+            (n, d), (n, c) -> (n,), where rows have any; None where unknown.
         transport_cost: 1/2 W2^2 between the data and N(0, I): the least transport cost that a flow
             can have, the mean over the data of 1/2 |x - T(x)|^2; None where unknown.
         oracle: What else is known of the law: an object with those of the attributes listed in
@@ -54,7 +55,7 @@ class Data:
     columns: tuple[str, ...] = ()
     entropy: float | None = None
     entropy_error: float = 0.0
-    log_prob: Callable[[Tensor], Tensor] | None = None
+    log_prob: Callable[..., Tensor] | None = None
     transport_cost: float | None = None
     oracle: object | None = None
     bits_per_dim: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -207,6 +208,6 @@ def _bits_standardised(
 
 
 def _log_prob_standardised(
-    known: Callable[[Tensor], Tensor], scaling: Standardisation, z: Tensor
+    known: Callable[..., Tensor], scaling: Standardisation, z: Tensor, *context: Tensor
 ) -> Tensor:
-    return known(scaling.inverse(z)) - scaling.ladj
+    return known(scaling.inverse(z), *context) - scaling.ladj

@@ -147,11 +147,12 @@ def truncated(measured: Measure, most: float | None) -> Measure:
 
 def density_gap(subject: Subject) -> Tensor | None:
     """Return log p_data - log p_flow (n,) at the test points; None where p_data is not known."""
-    density = subject.data.log_prob
+    density, context = subject.data.log_prob, subject.data.test_context
     if density is None:
         return None
+    given = () if context is None else (context.double(),)
     # Both densities in the flow's coordinates, in which the data states its own.
-    true = density(subject.data.test.double()).to(subject.x.device)
+    true = density(subject.data.test.double(), *given).to(subject.x.device)
     return true - (subject.log_prob - subject.volume)
 
 

@@ -34,8 +34,8 @@ class Points(Protocol):
         ...
 
     @property
-    def log_prob(self) -> Callable[[Tensor], Tensor] | None:
-        """Their true log-density, (n, d) -> (n,) in nats, where it is known."""
+    def log_prob(self) -> Callable[..., Tensor] | None:
+        """Their true log-density in nats, (n, d) -> (n,), with contexts (n, d), (n, c) -> (n,)."""
         ...
 
     @property

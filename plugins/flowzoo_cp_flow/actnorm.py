@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from flowzoo.errors import Incompatible
 from flowzoo.flow import Encoded, Flow
 from flowzoo.regularizers import RunningCost
-from flowzoo_cp_flow.layers import Normalisation
+from flowzoo_cp_flow.layers import Normalisation, require_finite
 
 
 class ActNorm(Flow):
@@ -41,9 +42,19 @@ class ActNorm(Flow):
         context: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> Encoded:
-        """Normalise; ladj is the sum of log scales for every sample."""
+        """Normalise; ladj is the sum of log scales for every sample.
+
+        Raises:
+            Incompatible: The points have another dimension, or a cost needs a trajectory.
+            Diverged: The first training batch holds nan or inf.
+        """
         self.requires(running)
+        if x.shape[-1] != self.dim:  # one coordinate would be broadcast
+            raise Incompatible(
+                f"actnorm: points must have {self.dim} dimensions, got {x.shape[-1]}"
+            )
         if self.training and x.shape[0] > 1 and self.norm.waits:
+            require_finite("actnorm", x)
             self.norm.set(x.detach())
         scale, n = self.norm.scale, x.shape[0]
         z = (x + self.norm.shift) * scale

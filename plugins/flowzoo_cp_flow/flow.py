@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from flowzoo.errors import Diverged, Incompatible
+from flowzoo.errors import Incompatible
 from flowzoo.flow import Encoded, Flow
 from flowzoo.integrators import Integrator
 from flowzoo.logdet import CG
@@ -20,6 +20,7 @@ from flowzoo.regularizers import RunningCost
 from flowzoo.traces import Exact, TraceEstimator
 from flowzoo_cp_flow.convex import Convex, ConvexPoint
 from flowzoo_cp_flow.inversion import Inversion, Inverted
+from flowzoo_cp_flow.layers import require_finite
 from flowzoo_cp_flow.newton import Newton
 
 # Dimensions up to which a training step is faster by the exact log-determinant than by one probe
@@ -81,10 +82,8 @@ class ConvexFlow(Flow):
         _require_logarithm(trace)
         self.trace = trace
         self.inversion = Newton() if inversion is None else inversion
-        self.raw_quadratic = nn.Parameter(
-            torch.tensor(math.log(math.expm1(quadratic))), requires_grad=train_quadratic
-        )
-        self.raw_weight = nn.Parameter(torch.tensor(math.log(math.expm1(weight))))
+        self.raw_quadratic = nn.Parameter(_raw(quadratic), requires_grad=train_quadratic)
+        self.raw_weight = nn.Parameter(_raw(weight))
 
     def at(self, x: Tensor, context: Tensor | None = None) -> ConvexPoint:
         """Return F, its gradient and its Hessian at x (n, d)."""
@@ -104,18 +103,14 @@ class ConvexFlow(Flow):
         """Send data to noise; in training mode the first batch sets the normalisations.
 
         Raises:
-            Incompatible: The points have another shape, the context has another width, or a cost
-                needs a trajectory.
+            Incompatible: The points or the contexts have another shape, or a cost needs a
+                trajectory.
             Diverged: The first training batch holds nan or inf.
         """
         self.requires(running)
-        self._require_shape(x)
+        self._require_shape(x, context)
         if self.training and self.potential.waits and x.shape[0] > 1:
-            if not bool(x.isfinite().all()):
-                raise Diverged(
-                    "convex: the first training batch, which sets the normalisations, holds nan or "
-                    "inf; clean the data, or look at the block before this one"
-                )
+            require_finite("convex", x, context)
             self.potential.settle(x.detach(), context)
         point = self.at(x, context)
         ladj = self.trace(point.hessian, self.trace.probes(x, generator), torch.log)
@@ -123,7 +118,7 @@ class ConvexFlow(Flow):
 
     def decode(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         """Send noise to data, differentiably."""
-        self._require_shape(z)
+        self._require_shape(z, context)
         return self.inversion(self.at, z, context)
 
     def invert(self, z: Tensor, context: Tensor | None = None) -> Inverted:
@@ -140,13 +135,21 @@ class ConvexFlow(Flow):
             other.trace = trace
         return other
 
-    def _require_shape(self, x: Tensor) -> None:
+    def _require_shape(self, x: Tensor, context: Tensor | None) -> None:
         if x.dim() != 2 or x.shape[1] != self.dim:
             shape = tuple(x.shape)
             raise Incompatible(f"convex: points must have shape (n, {self.dim}), got {shape}")
+        if context is not None and (context.dim() != 2 or len(context) != len(x)):
+            shape = tuple(context.shape)
+            raise Incompatible(f"convex: contexts must have shape ({len(x)}, c), got {shape}")
 
     def _factors(self) -> tuple[Tensor, Tensor]:
         return softplus(self.raw_weight), self.least + softplus(self.raw_quadratic)
+
+
+def _raw(positive: float) -> Tensor:
+    """Return softplus^-1 of a number, log(e^p - 1) without its overflow."""
+    return torch.tensor(positive + math.log(-math.expm1(-positive)))
 
 
 def _require_logarithm(trace: TraceEstimator) -> None:

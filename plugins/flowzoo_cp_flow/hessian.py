@@ -22,6 +22,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
 from torch.autograd import Function, forward_ad
 
 CHUNK = 512 * 1024  # bytes of one (samples, dimensions, width) tensor on a CPU
@@ -77,11 +78,18 @@ class _Dense(Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         given = ctx.saved_tensors
-        if torch.is_grad_enabled():  # to be differentiated again
-            h = plain(ctx.wiring, given)
-            return None, *torch.autograd.grad(
-                h, given, grads[0], create_graph=True, allow_unused=True
-            )
+        again = torch.is_grad_enabled()
+        if again or is_legacy_batchedtensor(grads[0]):  # is_grads_batched
+            with torch.enable_grad():
+                # Bends are functions of slopes: of each only what H itself takes of it counts.
+                own = [each.view_as(each) for each in given]
+                wanted = [each for each in own if each.requires_grad]
+                h = plain(ctx.wiring, own)
+                found = torch.autograd.grad(
+                    h, wanted, grads[0], create_graph=again, allow_unused=True
+                )
+            each = iter(found)
+            return None, *(next(each) if one.requires_grad else None for one in own)
         return None, *derivative(ctx.wiring, given, grads[0])
 
 

@@ -14,11 +14,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
 
 from flowzoo.errors import Incompatible
 from flowzoo.krylov import solve
 from flowzoo.maps import Jacobian
+from flowzoo.traces import require_reverse
 from flowzoo_cp_flow.convex import ConvexPoint
 
 DENSE = 256  # dimensions up to which a Cholesky factor is cheaper than conjugate gradients
@@ -40,17 +41,23 @@ def differentiable(
         z: (n, d).
         context: (n, c) or None.
     """
+    if forward_ad._current_level >= 0:
+        require_reverse(at(x, context).gradient - z, "an inversion")
     if not torch.is_grad_enabled():
         return x
     x = x.detach()
-    point = at(x, context)
+    # A sample that failed with nan has gradients of zero, not nan times zero in all weights.
+    sound = x.isfinite().all(-1, keepdim=True)
+    near = torch.where(sound, x, 0.0)
+    context = None if context is None else torch.where(sound, context, 0.0)
+    point = at(near, context)
     if not (point.gradient.requires_grad or z.requires_grad):
         return x
     if x.shape[-1] <= DENSE:  # now: by the time of the backward pass the weights may be others
         with torch.no_grad():
             factor = factored(point.hessian.dense())[0]
         return _Implicit.apply(x, z, point.gradient, None, factor)
-    place = x.clone().requires_grad_()
+    place = near.clone().requires_grad_()
     return _Implicit.apply(x, z, at(place, context).gradient, place, None)
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from flowzoo.errors import Diverged
+
 Positivity: TypeAlias = Literal["softplus", "exp"]
 Start: TypeAlias = Literal["uniform", "spread"]
 M = TypeVar("M", bound=nn.Module)
@@ -120,6 +122,15 @@ class Normalisation(nn.Module):
     def _load_from_state_dict(self, *args: Any, **options: Any) -> None:
         super()._load_from_state_dict(*args, **options)
         self._known = False
+
+
+def require_finite(name: str, *batches: Tensor | None) -> None:
+    """Raise Diverged where what is to set normalisations holds nan or inf."""
+    if not all(bool(batch.isfinite().all()) for batch in batches if batch is not None):
+        raise Diverged(
+            f"{name}: the first training batch, which sets the normalisations, holds nan or inf; "
+            "clean the data and contexts, or look at the block before this one"
+        )
 
 
 def listed(modules: Iterable[M]) -> Sequence[M]:

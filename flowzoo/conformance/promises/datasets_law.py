@@ -35,14 +35,16 @@ def density(specimen: Specimen) -> str:
     data = loaded(specimen, _DIM, test=_ROWS)
     if data.log_prob is None:
         raise Skipped("its density is not known")
-    found = data.log_prob(data.test)
+    given = () if data.test_context is None else (data.test_context,)
+    found = data.log_prob(data.test, *given)
     expected = data.test.shape[:1]
     require(
         found.shape == expected, f"log_prob is {tuple(found.shape)}, expected {tuple(expected)}"
     )
     lost = int((~found.isfinite()).sum())
     require(not lost, f"log_prob is not finite at {lost} of {len(found)} test rows")
-    said = off_by(data.log_prob(data.test[:7]), found[:7], 1e-9, "log_prob of seven rows alone")
+    alone = data.log_prob(data.test[:7], *(context[:7] for context in given))
+    said = off_by(alone, found[:7], 1e-9, "log_prob of seven rows alone")
     if data.entropy is None:
         return said
     error = math.hypot(_error(found), data.entropy_error)
@@ -51,7 +53,7 @@ def density(specimen: Specimen) -> str:
 
 @check("dataset")
 def mass(specimen: Specimen) -> str:
-    """In one and two dimensions the density integrates to 1.
+    """In one and two dimensions the density integrates to 1, for the first context if any.
 
     By the trapezoidal rule on a grid that reaches to infinity; its error is what the 2^d coarser
     grids that it consists of disagree by.
@@ -67,7 +69,7 @@ def mass(specimen: Specimen) -> str:
             raise Skipped("its density is not known")
         if data.dim > 2:
             raise Skipped(f"it has {data.dim} dimensions, too many for a quadrature")
-        integral, error = _integral(data.log_prob, data.train)
+        integral, error = _integral(_given_one(data), data.train)
         allowed = 5e-3 + 2 * error
         require(
             abs(integral - 1) <= allowed,
@@ -222,6 +224,15 @@ def _integral(log_prob: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[float
     which = (index % 2 * 2 ** torch.arange(d)).sum(-1)
     coarser = torch.stack([values[which == k].mean() for k in range(2**d)])
     return float(values.mean()), _error(coarser)
+
+
+def _given_one(data: Data) -> Callable[[Tensor], Tensor]:
+    """Return the log-density as a function of the place alone."""
+    assert data.log_prob is not None
+    if data.test_context is None:
+        return data.log_prob
+    known, context = data.log_prob, data.test_context[:1]
+    return lambda x: known(x, context.expand(len(x), -1))
 
 
 def _quartiles(x: Tensor) -> Tensor:
