@@ -92,7 +92,8 @@ def densities(store: Store, records: Sequence[Record]) -> Figure | None:
         for j, flow in enumerate(flows):
             left, right = axes[i, 1 + 2 * j], axes[i, 2 + 2 * j]
             trained = load_trained(store.folder / mine[flow].folder) if flow in mine else None
-            if trained is not None and not trained.flow.context_dim:  # one density each otherwise
+            # Given a context, a flow has a density for each.
+            if trained is not None and not trained.flow.context_dim:
                 density(left, trained, box)
                 generator = torch.Generator().manual_seed(mine[flow].seed)
                 points(right, trained.sample(_POINTS, generator=generator), box)

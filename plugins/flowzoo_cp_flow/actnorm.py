@@ -50,9 +50,7 @@ class ActNorm(Flow):
         """
         self.requires(running)
         if x.shape[-1] != self.dim:  # one coordinate would be broadcast
-            raise Incompatible(
-                f"actnorm: points must have {self.dim} dimensions, got {x.shape[-1]}"
-            )
+            raise Incompatible(f"actnorm: points have {x.shape[-1]} dimensions, not {self.dim}")
         if self.training and x.shape[0] > 1 and self.norm.waits:
             require_finite("actnorm", x)
             self.norm.set(x.detach())

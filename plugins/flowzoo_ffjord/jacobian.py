@@ -31,16 +31,17 @@ class LayeredJacobian(LinearMap):
 
     def __init__(self, maps: Sequence[Affine], slopes: Sequence[Tensor], n: int) -> None:
         self.maps, self.slopes, self.n = maps, slopes, n
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, bool] | None = None
         self._whole: Tensor | None = None
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return J^T p by one sweep backwards; the product with the same probes is shared."""
-        if self._last is None or self._last[0] is not p:
+        records = torch.is_grad_enabled()  # what was not recorded serves no derivative
+        if self._last is None or self._last[0] is not p or self._last[2] < records:
             out = self.maps[-1].pull(p)
             for layer, slope in zip(reversed(self.maps[:-1]), reversed(self.slopes), strict=True):
                 out = layer.pull(out * slope)
-            self._last = (p, out)
+            self._last = (p, out, records)
         return self._last[1]
 
     def jvp(self, p: Tensor) -> Tensor:

@@ -96,13 +96,15 @@ class Hessian(LinearMap):
     symmetric = True
 
     def __init__(self, rows: Tensor, a: Tensor, bends: Tensor) -> None:
-        self.rows, self.a, self.bends = rows, a, bends
-        self._last: tuple[Tensor, Tensor] | None = None
+        self.weights, self.a, self.bends = rows, a, bends
+        self._last: tuple[Tensor, Tensor, bool] | None = None
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return H p; the product with the same probes is computed once and shared."""
-        if self._last is None or self._last[0] is not p:
-            self._last = (p, combined(self.bends * linear(p, self.rows), self.a, self.rows))
+        records = torch.is_grad_enabled()  # what was not recorded serves no derivative
+        if self._last is None or self._last[0] is not p or self._last[2] < records:
+            product = combined(self.bends * linear(p, self.weights), self.a, self.weights)
+            self._last = (p, product, records)
         return self._last[1]
 
     def jvp(self, p: Tensor) -> Tensor:
@@ -111,11 +113,11 @@ class Hessian(LinearMap):
 
     def dense(self) -> Tensor:
         """Return H as (n, d, d)."""
-        return ((self.bends * self.a)[:, None] * self.rows.T) @ self.rows
+        return ((self.bends * self.a)[:, None] * self.weights.T) @ self.weights
 
     def trace(self) -> Tensor:
         """Return tr H = sum_k a_k s''_k |w_k|^2 as (n,)."""
-        return self.bends @ (self.a * self.rows.square().sum(-1))
+        return self.bends @ (self.a * self.weights.square().sum(-1))
 
 
 def combined(coefficients: Tensor, a: Tensor, rows: Tensor) -> Tensor:
