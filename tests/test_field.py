@@ -85,6 +85,17 @@ def test_batched_probes_equal_looped_ones(case, product, grad):
         assert gap(apply(p[:1]), looped[:1]) < 1e-13
 
 
+def test_a_product_made_without_gradients_is_not_taken_for_a_recorded_one(case):
+    t, x, _ = arguments()
+    jacobian, p = velocity_of(case).at(t, x).jacobian, torch.randn_like(x)
+    with torch.no_grad():
+        bare = jacobian.vjp(p)
+    recorded = jacobian.vjp(p)
+    assert not bare.requires_grad
+    assert recorded.requires_grad
+    assert gap(bare, recorded) < 1e-13
+
+
 def test_symmetric_is_claimed_where_the_jacobian_is(case):
     velocity = velocity_of(case)
     jacobian = velocity.at(*arguments()[:2]).jacobian

@@ -17,8 +17,8 @@ from flowzoo.traces import Hutchinson
 
 ANY = (
     "batch-independence", "context", "default-dtype", "gradients", "inference-mode", "ladj",
-    "ladj-inverse", "mass-1d", "mass-2d", "own-noise", "permutation", "precision", "round-trip",
-    "samples", "save-load", "seeds", "train-eval",
+    "ladj-inverse", "mass-1d", "mass-2d", "own-noise", "permutation", "precision",
+    "recorded-gradients", "round-trip", "samples", "save-load", "seeds", "train-eval",
 )  # fmt: skip
 
 

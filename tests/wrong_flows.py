@@ -108,6 +108,26 @@ class DetachedWeight(Right):
         return super().shift(context).detach()
 
 
+class OtherwiseRecorded(Right):
+    """A gradient that is recorded counts one of its two paths twice."""
+
+    fails = ("recorded-gradients",)
+
+    def encode(self, x, running=(), context=None, generator=None):
+        encoded = super().encode(x, running, context)
+        return changed(encoded, ladj=_Twice.apply(encoded.ladj))
+
+
+class _Twice(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, ladj):
+        return ladj.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 2 * grad if torch.is_grad_enabled() else grad
+
+
 class Boasting(Right):
     """It accepts costs that it cannot integrate."""
 

@@ -50,12 +50,13 @@ class Hessian(LinearMap):
     ) -> None:
         self.opening, self.hidden, self.low_rank = opening, hidden, low_rank
         self.slopes, self.bends, self.step = slopes, bends, 1 / len(hidden)
-        self._last: tuple[Tensor, Tensor] | None = None
+        self._last: tuple[Tensor, Tensor, bool] | None = None
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return H p; the product with the same probes is computed once and shared."""
-        if self._last is None or self._last[0] is not p:
-            self._last = (p, self._product(p))
+        records = torch.is_grad_enabled()  # what was not recorded serves no derivative
+        if self._last is None or self._last[0] is not p or self._last[2] < records:
+            self._last = (p, self._product(p), records)
         return self._last[1]
 
     def jvp(self, p: Tensor) -> Tensor:

@@ -40,7 +40,7 @@ from flowzoo.conformance.promises.flows_manners import (
 from flowzoo.conformance.promises.flows_noise import own_noise, seeds, two_calls
 from flowzoo.conformance.promises.flows_options import context, running_costs
 from flowzoo.conformance.specimen import Specimen
-from flowzoo.errors import Incompatible
+from flowzoo.errors import FlowzooError, Incompatible
 from flowzoo.flow import Flow
 from flowzoo.integrators import RK4, Field, Integrator, Solution, State, Time
 from flowzoo.traces import Exact
@@ -60,6 +60,7 @@ __all__ = [
     "own_noise",
     "permutation",
     "precision",
+    "recorded_gradients",
     "round_trip",
     "running_costs",
     "samples",
@@ -72,6 +73,7 @@ __all__ = [
 ]
 
 _SMOOTH = 1e-5  # what a slope may be off by
+_RECORDED = 1e-9  # what recording may change of a gradient: rounding
 _VAGUE = 0.1  # beyond this a comparison says nothing of an inverse
 
 
@@ -155,6 +157,29 @@ def gradients(specimen: Specimen) -> str:
     if takes_numerics(flow) and _on_a_grid(flow):
         said.append(_gradients(specimen, flow, ", own numerics"))
     return "; ".join(said)
+
+
+@check("flow")
+def recorded_gradients(specimen: Specimen) -> str:
+    """Gradients taken to be differentiated again are the same, or refused with a reason."""
+    flow = made(specimen)
+    x = typical(specimen, flow, 6).requires_grad_()
+    leaves = [x, *(w for w in flow.parameters() if w.requires_grad)]
+
+    def gradients(again: bool) -> list[Tensor]:
+        value = -flow.log_prob(x, generator=specimen.generator()).mean()
+        found = torch.autograd.grad(
+            value, leaves, create_graph=again, allow_unused=True, materialize_grads=True
+        )
+        return [g.detach() for g in found]
+
+    plain = gradients(again=False)
+    try:
+        recorded = gradients(again=True)
+    except FlowzooError as refusal:
+        return f"refused, saying: {refusal}"
+    ends = [torch.cat([g.flatten() for g in each]) for each in (recorded, plain)]
+    return off_by(*ends, _RECORDED, "the recorded gradient")
 
 
 @check("flow")
