@@ -141,8 +141,11 @@ class Scaled(LinearMap):
 
     def __init__(self, a: LinearMap, factor: float | Tensor, shift: float | Tensor = 0.0) -> None:
         self.a, self.factor, self.shift, self.symmetric = a, factor, shift, a.symmetric
-        if a.floor is not None:
-            self.floor = _floor(factor, a.floor, shift)
+
+    @property
+    def floor(self) -> float | Tensor | None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """c times the floor of A, plus s."""
+        return None if self.a.floor is None else _floor(self.factor, self.a.floor, self.shift)
 
     def vjp(self, p: Tensor) -> Tensor:
         """Return (c A + s I)^T p."""

@@ -182,8 +182,9 @@ def _log_det(h: Tensor) -> Tensor:
 def _factor(h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return Cholesky factors, log-determinants, and which there are not (n,)."""
     factor, failed = torch.linalg.cholesky_ex(h)
+    failed = failed != 0
     log_det = 2 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    return factor, log_det.masked_fill(failed != 0, torch.nan), failed != 0
+    return factor, log_det.masked_fill(failed, torch.nan), failed
 
 
 class _LogDet(torch.autograd.Function):

@@ -62,7 +62,7 @@ class Softplus:
         plain = plain or torch._C._are_functorch_transforms_active()
         s, slope, curvature = (self._function.values if plain else self._function.apply)(a)
         if self.symmetric:
-            s, slope = s - 0.5 * a, slope - 0.5
+            s, slope = torch.sub(s, a, alpha=0.5), slope - 0.5
         return (s - self._shift if self._shift else s), slope, curvature
 
 
@@ -124,8 +124,8 @@ class _Gaussian(_Convex):
 
     @staticmethod
     def values(a: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        slope = torch.erf(a * math.sqrt(0.5)) * 0.5 + 0.5
-        curvature = torch.exp(-0.5 * a * a) * _Gaussian.at_zero
+        slope = torch.erf(a * math.sqrt(0.5)).mul_(0.5).add_(0.5)
+        curvature = (a * a).mul_(-0.5).add_(math.log(_Gaussian.at_zero)).exp_()
         return torch.addcmul(curvature, a, slope), slope, curvature
 
     @staticmethod

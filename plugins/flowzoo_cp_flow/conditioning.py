@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -97,11 +96,10 @@ class Conditioned(Network):
         assert unit.skip is not None
         gates = positive_gate(self.output_gates[k](h), self.gate, last)
         each = zip(unit.links, gates.chunk(len(unit.links), -1), strict=True)
-        return replace(
-            unit,
-            skip=replace(unit.skip, before=1 + self.input_gates[k](h)),
+        return unit._replace(
+            skip=unit.skip._replace(before=1 + self.input_gates[k](h)),
             bias=unit.bias if last else unit.bias + self.shifts[k](h),
-            links=tuple((source, replace(weights, before=g)) for (source, weights), g in each),
+            links=tuple((source, weights._replace(before=g)) for (source, weights), g in each),
         )
 
 

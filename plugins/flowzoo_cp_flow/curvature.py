@@ -25,13 +25,12 @@ def expand(units: Units, x: Tensor) -> tuple[Tensor, Tensor, Curvature]:
     outputs: list[Tensor] = []
     slopes: list[Tensor] = []
     bends: list[Tensor] = []
-    for k, entered in enumerate(units.enter(x)):
-        a = units.arguments(k, entered, outputs)
-        s = units.units[k].activation
-        if s is None:
+    for unit in units.units:
+        a = units.argument(unit, x, outputs)
+        if unit.activation is None:
             outputs.append(a)
             continue
-        z, slope, bend = s.derivatives(a)
+        z, slope, bend = unit.activation.derivatives(a)
         outputs.append(z)
         slopes.append(slope)
         bends.append(bend)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -93,7 +92,7 @@ class FilmPICNN(Network):
         for k, aside in enumerate(self.augments):
             shift = (0.0, 0.0) if h is None else self.shifts[k](h).chunk(2, -1)
             unit = self._unit(k, h)
-            found.append((replace(unit, bias=unit.bias + shift[0]), self.norms[k + 1]))
+            found.append((unit._replace(bias=unit.bias + shift[0]), self.norms[k + 1]))
             skip, bias = _modulated(aside, self.augment_gates, k, h)
             found.append((Unit(skip, bias + shift[1], (), self.first), self.augment_norms[k]))
         return [*found, (self._unit(len(self.augments), h), self.norms[-1])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TypeAlias
 
 import torch
@@ -58,7 +57,7 @@ class Network(Convex):
         self.settle_context(context)
         outputs: list[Tensor] = []
         for unit, normalisation in self.layers(context):
-            a = Units([unit], self.dim).arguments(0, unit.skip and unit.skip(x), outputs)
+            a = Units.argument(unit, x, outputs)
             if normalisation is not None:
                 normalisation.set(a)
                 a = (a + normalisation.shift) * normalisation.scale
@@ -81,8 +80,7 @@ def _folded(unit: Unit, normalisation: Normalisation | None) -> Unit:
     if normalisation is None:
         return unit
     scale = normalisation.scale
-    return replace(
-        unit,
+    return unit._replace(
         skip=None if unit.skip is None else unit.skip.scaled(scale),
         bias=(unit.bias + normalisation.shift) * scale,
         links=tuple((source, weights.scaled(scale)) for source, weights in unit.links),

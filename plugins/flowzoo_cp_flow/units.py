@@ -14,8 +14,8 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,8 +23,7 @@ from torch import Tensor
 from flowzoo_cp_flow.activations import Softplus
 
 
-@dataclass(frozen=True)
-class Weights:
+class Weights(NamedTuple):
     """A matrix, with gates of each sample before or after it where it is conditioned.
 
     Arguments:
@@ -41,7 +40,9 @@ class Weights:
         """Return W p (..., n, w) for p (..., n, v), and `plus` added."""
         p = p if self.before is None else p * self.before
         if self.after is None and self.matrix is not None and plus is not None:
-            flat = plus.expand(*p.shape[:-1], plus.shape[-1]).reshape(-1, plus.shape[-1])
+            flat = plus
+            if plus.dim() > 1:
+                flat = plus.expand(*p.shape[:-1], plus.shape[-1]).reshape(-1, plus.shape[-1])
             product = torch.addmm(flat, p.reshape(-1, p.shape[-1]), self.matrix.t())
             return product.view(*p.shape[:-1], len(self.matrix))
         p = p if self.matrix is None else p @ self.matrix.t()
@@ -70,8 +71,7 @@ class Weights:
         return Weights(self.matrix, _some(self.before, index), _some(self.after, index))
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """One layer of units that are activated alike.
 
     Arguments:
@@ -140,16 +140,15 @@ class Units:
     def value(self, x: Tensor) -> Tensor:
         """Return F(x) as (n,)."""
         outputs: list[Tensor] = []
-        for k, entered in enumerate(self.enter(x)):
-            a = self.arguments(k, entered, outputs)
-            s = self.units[k].activation
-            outputs.append(a if s is None else s(a))
+        for unit in self.units:
+            a = self.argument(unit, x, outputs)
+            outputs.append(a if unit.activation is None else unit.activation(a))
         return outputs[-1][:, 0]
 
-    def arguments(self, k: int, entered: Tensor | None, outputs: Sequence[Tensor]) -> Tensor:
-        """Return a_k (n, w) from U_k x and the outputs of earlier units."""
-        unit = self.units[k]
-        a = unit.bias if entered is None else entered + unit.bias
+    @staticmethod
+    def argument(unit: Unit, x: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+        """Return a unit's a (n, w) from x and the outputs of earlier units."""
+        a = unit.bias if unit.skip is None else unit.skip(x, unit.bias)
         for source, weights in unit.links:
             a = weights(outputs[source], a)
         return a
