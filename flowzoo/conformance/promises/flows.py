@@ -178,8 +178,8 @@ def recorded_gradients(specimen: Specimen) -> str:
         recorded = gradients(again=True)
     except FlowzooError as refusal:
         return f"refused, saying: {refusal}"
-    ends = [torch.cat([g.flatten() for g in each]) for each in (recorded, plain)]
-    return off_by(*ends, _RECORDED, "the recorded gradient")
+    found, expected = (torch.cat([g.flatten() for g in each]) for each in (recorded, plain))
+    return off_by(found, expected, _RECORDED, "the recorded gradient")
 
 
 @check("flow")
