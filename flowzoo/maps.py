@@ -158,9 +158,8 @@ class Scaled(LinearMap):
     def dense(self) -> Tensor:
         """Return c A + s I as (n, d, d)."""
         scaled = self.factor * self.a.dense()
-        return self._plus(
-            scaled, torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
-        )
+        eye = torch.eye(scaled.shape[-1], dtype=scaled.dtype, device=scaled.device)
+        return self._plus(scaled, eye)
 
     def trace(self) -> Tensor | None:
         """Return the trace where A knows its own, and nothing is added."""
