@@ -54,9 +54,9 @@ class Wiring:
         return [k for k, sources in enumerate(self.links) if not sources]
 
     @property
-    def linked(self) -> list[int]:
-        """Units that take others."""
-        return [k for k, sources in enumerate(self.links) if sources]
+    def passed(self) -> set[int]:
+        """Units that others take."""
+        return {source for sources in self.links for source in sources}
 
 
 def dense(wiring: Wiring, given: Sequence[Tensor]) -> Tensor:
@@ -111,11 +111,13 @@ def whole(wiring: Wiring, given: Sequence[Tensor]) -> Tensor:
     """Return H (n, d, d)."""
     slopes, bends, skips, links = wiring.split(given)
     h = _fixed_part(wiring, bends, skips)
-    if wiring.linked:
-        sweep, bend = _Sweep(wiring, skips, links), torch.cat([bends[k] for k in wiring.linked], -1)
-        for rows in _chunks(slopes, skips):
-            a, _, _ = sweep.forward([s[rows] for s in slopes])
-            h[rows].baddbmm_(a * bend[rows][:, None, :], a.mT)
+    sweep = _Sweep(wiring, skips, links)
+    chunks = _chunks(slopes, skips)
+    for rows in chunks:
+        near = slopes if len(chunks) == 1 else [s[rows] for s in slopes]
+        for k, (a, _) in enumerate(sweep.forward(near)):
+            if wiring.links[k]:
+                h[rows].baddbmm_(a * bends[k][rows][:, None, :], a.mT)
     return h
 
 
@@ -124,34 +126,41 @@ def derivative(wiring: Wiring, given: Sequence[Tensor], cotangent: Tensor) -> Ro
     slopes, bends, skips, links = wiring.split(given)
     g = (0.5 * (cotangent + cotangent.mT)).contiguous()
     of_slopes = [torch.zeros_like(s) for s in slopes]
-    of_bends, of_skips = [*bends], [torch.zeros_like(u) for u in skips]
+    of_bends = [torch.empty_like(b) for b in bends]
+    of_skips = [torch.zeros_like(u) for u in skips]
     _fixed_derivative(wiring, bends, skips, g, of_bends, of_skips)
-    if not wiring.linked:
-        return [*of_slopes, *of_bends, *of_skips]
-    sweep, bend = _Sweep(wiring, skips, links), torch.cat([bends[k] for k in wiring.linked], -1)
-    of_bend, of_entry = torch.empty_like(bend), 0.0
+    sweep = _Sweep(wiring, skips, links)
     of_links = [None if p is None else torch.zeros_like(p) for p in sweep.links]
     for rows in _chunks(slopes, skips):
         near = [s[rows] for s in slopes]
-        a, tangents, inputs = sweep.forward(near)
-        of_a = torch.bmm(g[rows], a)
-        torch.sum(of_a * a, 1, out=of_bend[rows])
-        of_a.mul_(2 * bend[rows][:, None, :])
-        sweep.backward(
-            of_a, near, tangents, inputs, [s[rows] for s in of_slopes], of_skips, of_links
-        )
-        of_entry = of_entry + of_a.sum(0)
-    for k, part in zip(wiring.linked, of_bend.split(sweep.heights, -1), strict=True):
-        of_bends[k] = part
-    assert isinstance(of_entry, Tensor)
-    for k, part in zip(wiring.linked, of_entry.split(sweep.heights, -1), strict=True):
-        of_skips[k] = part.t()
-    rest = [p.split(w, -1) for p, w in zip(of_links, sweep.widths, strict=True) if p is not None]
-    return [*of_slopes, *of_bends, *of_skips, *(each for row in rest for each in row)]
+        back: list[Tensor | None] = [None] * len(near)  # cotangents of the outputs Z
+        for k, (a, z) in reversed(list(enumerate(sweep.forward(near)))):
+            of_a = back[k]
+            if of_a is not None:
+                torch.sum(of_a * a, 1, out=of_slopes[k][rows])
+                of_a = of_a * near[k][:, None, :]
+            p, of_p = sweep.links[k], of_links[k]
+            if p is not None and of_p is not None:
+                ga = torch.bmm(g[rows], a)
+                torch.sum(ga * a, 1, out=of_bends[k][rows])
+                twice = 2 * bends[k][rows][:, None, :]
+                of_a = ga.mul_(twice) if of_a is None else of_a.addcmul_(ga, twice)
+                flat = of_a.view(-1, of_a.shape[-1])
+                of_p.addmm_(flat.t(), z.view(-1, z.shape[-1]))
+                sweep.send(k, (flat @ p).view(z.shape), back)
+            if of_a is not None:
+                of_skips[k] += of_a.sum(0).t()
+    rest = [
+        each
+        for k, p in enumerate(of_links)
+        if p is not None
+        for each in p.split(sweep.widths[k], -1)
+    ]
+    return [*of_slopes, *of_bends, *of_skips, *rest]
 
 
 class _Sweep:
-    """Tangents of chunks of samples; a unit takes its sources side by side, by one matrix."""
+    """Tangents of a chunk of samples; a unit takes its sources side by side, by one matrix."""
 
     def __init__(self, wiring: Wiring, skips: Row, links: list[Row]) -> None:
         self.wiring = wiring
@@ -159,64 +168,28 @@ class _Sweep:
         self.entries = entries.split([len(u) for u in skips], -1)  # (1, d, w)
         self.links = [torch.cat(row, -1) if row else None for row in links]
         self.widths = [[p.shape[-1] for p in row] for row in links]
-        self.heights = [len(skips[k]) for k in wiring.linked]
 
-    def forward(self, slopes: Row) -> tuple[Tensor, Row, Row]:
-        """Return A of all units with sources side by side (n, d, W), and unit by unit.
-
-        Also what each of these units takes (n, d, v). Of units that see x alone A is (1, d, w), and
-        the last entry theirs again.
-        """
-        n, d = len(slopes[0]), self.entries[0].shape[1]
-        whole = slopes[0].new_empty(n, d, sum(self.heights))
-        places = iter(whole.split(self.heights, -1))
-        tangents: Row = []
-        inputs: Row = []
-        for sources, entry, p, widths in zip(
-            self.wiring.links, self.entries, self.links, self.widths, strict=True
-        ):
+    def forward(self, slopes: Row) -> list[tuple[Tensor, Tensor]]:
+        """Return A_k (n, d, w_k), 1 for n where it sees x alone, and what it takes (n, d, v)."""
+        found: list[tuple[Tensor, Tensor]] = []
+        for k, sources in enumerate(self.wiring.links):
+            entry, p = self.entries[k], self.links[k]
             if p is None:
-                tangents.append(entry)
-                inputs.append(entry)
+                found.append((entry, entry))
                 continue
-            z = entry.new_empty(n, d, p.shape[1])
-            for source, part in zip(sources, z.split(widths, -1), strict=True):
-                torch.mul(tangents[source], slopes[source][:, None, :], out=part)
-            a = next(places)
-            torch.add((z.view(-1, z.shape[-1]) @ p.t()).view(n, d, -1), entry, out=a)
-            tangents.append(a)
-            inputs.append(z)
-        return whole, tangents, inputs
+            z = entry.new_empty(len(slopes[0]), entry.shape[1], p.shape[1])
+            for source, part in zip(sources, z.split(self.widths[k], -1), strict=True):
+                torch.mul(found[source][0], slopes[source][:, None, :], out=part)
+            a = z.view(-1, z.shape[-1]) @ p.t()
+            found.append((a.view(*z.shape[:2], -1).add_(entry), z))
+        return found
 
-    def backward(
-        self,
-        of_a: Tensor,
-        slopes: Row,
-        tangents: Row,
-        inputs: Row,
-        of_slopes: Row,
-        of_skips: Row,
-        of_links: Sequence[Tensor | None],
-    ) -> None:
-        """Complete the cotangents `of_a` of A, later units first, and add to those of the rest."""
-        places = dict(zip(self.wiring.linked, of_a.split(self.heights, -1), strict=True))
-        back: list[Tensor | None] = [None] * len(tangents)  # of the outputs Z
-        for k in range(len(tangents) - 1, -1, -1):
-            through, mine, p, of_p = back[k], places.get(k), self.links[k], of_links[k]
-            if through is not None:
-                torch.sum(through * tangents[k], 1, out=of_slopes[k])
-                if mine is None:
-                    of_skips[k] += (through * slopes[k][:, None, :]).sum(0).t()
-                else:
-                    mine.addcmul_(through, slopes[k][:, None, :])
-            if mine is None or p is None or of_p is None:
-                continue
-            z, flat = inputs[k], mine.view(-1, mine.shape[-1])
-            of_p.addmm_(flat.t(), z.view(-1, z.shape[-1]))
-            parts = (flat @ p).view(z.shape).split(self.widths[k], -1)
-            for source, part in zip(self.wiring.links[k], parts, strict=True):
-                before = back[source]
-                back[source] = part if before is None else before + part
+    def send(self, k: int, cotangent: Tensor, back: list[Tensor | None]) -> None:
+        """Add the cotangent of what unit k takes to those of its sources' outputs."""
+        sources = self.wiring.links[k]
+        for source, part in zip(sources, cotangent.split(self.widths[k], -1), strict=True):
+            before = back[source]
+            back[source] = part if before is None else before + part
 
 
 def _chunks(slopes: Row, skips: Row) -> list[slice]:
