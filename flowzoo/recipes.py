@@ -247,8 +247,11 @@ def swap(recipe: Recipe, part: str, spec: Any, registry: Registry | None = None)
         inside = [p for p in places if p[-1] == part and p[0] in _SPECS]
         matches = [p for p in inside if not any(p[: len(q)] == q for q in inside if q != p)]
     if not matches:
-        names = sorted({p[-1] for p in places if p[0] in _SPECS and not p[-1].isdigit()})
+        ends = {p[-1] for p in places if p[0] in _SPECS and not p[-1].isdigit()}
+        names = sorted(ends - {"repeat"})
         hint = suggest(part, names if len(path) == 1 else [".".join(p) for p in places], "parts")
+        if part.endswith(".name") and path[:-1] in places:
+            hint = f": to put another component there, set '{'.'.join(path[:-1])}' to its name"
         raise UserError(f"recipe '{recipe.name}' has no part '{part}'{hint}")
     for match in matches:
         tree = _with(tree, match, spec)
@@ -271,7 +274,7 @@ def _places(tree: Mapping[str, Any], registry: Registry | None) -> Iterator[Plac
 def _keys(value: Any, path: Place) -> Iterator[Place]:
     items = value.items() if isinstance(value, dict) else ()
     for key, inner in enumerate(value) if isinstance(value, list) else items:
-        if key not in ("name", "repeat", "of"):
+        if key not in ("name", "of"):
             yield (*path, str(key))
         yield from _keys(inner, (*path, str(key)))
 

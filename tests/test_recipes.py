@@ -319,6 +319,16 @@ def test_a_name_is_swapped_wherever_it_stands():
     }
 
 
+def test_how_often_a_part_is_repeated_can_be_set():
+    swapped = swap(recipe(), "flow.blocks.repeat", 3)
+    assert swapped.flow["blocks"] == {**recipe().flow["blocks"], "repeat": 3}
+
+
+def test_who_sets_a_name_is_told_to_set_the_part():
+    with pytest.raises(UserError, match=r"set 'flow.blocks.of.1.trace' to its name"):
+        swap(recipe(), "flow.blocks.of.1.trace.name", "slq")
+
+
 def test_a_path_is_swapped_where_it_leads():
     swapped = swap(recipe(), "flow.blocks.of.1.trace", "slq")
     assert [b["trace"] for b in swapped.flow["blocks"]["of"]] == ["exact", "slq"]
