@@ -26,6 +26,7 @@ def _seeded():
     import torch
 
     torch.set_num_threads(1)
+    torch.set_default_dtype(torch.float32)  # which a benchmark's script may have changed
     torch.manual_seed(0)
 
 
