@@ -70,7 +70,8 @@ class _Convex(Function):
     """(s, s', s'') of one smoothing; its derivative costs s''' alone and is differentiable again.
 
     Backward saves a, s' and s'' as inputs and outputs of this very function, so that the second
-    derivative of what it computes goes through it once more, and so on to all orders.
+    derivative of what it computes goes through it once more, and so on to all orders. A member
+    gives `at_zero`, `values` and `third`; `Function` has a metaclass that leaves none for ABC.
     """
 
     at_zero: float
