@@ -23,8 +23,8 @@ from flowzoo_cp_flow.inversion import Inversion, Inverted
 from flowzoo_cp_flow.layers import require_finite
 from flowzoo_cp_flow.newton import Newton
 
-# Dimensions up to which the exact log-determinant, which has no noise, costs a training step no more
-# than the published one-probe surrogate; ours costs less (benchmarks/results/speed.md).
+# Dimensions up to which the exact log-determinant, which has no noise, costs a training step no
+# more than the published one-probe surrogate; ours costs less (benchmarks/results/speed.md).
 EXACT = 64
 
 
