@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -123,6 +123,10 @@ class Flow(nn.Module, ABC):
     ) -> Flow:
         """Return this flow, weights shared, solved by other numerics where it has any."""
         return self
+
+    def in_use(self) -> Iterator[nn.Parameter]:
+        """Yield the parameters that the density depends on: all, but in a flow that grows."""
+        return self.parameters()
 
     def requires(self, running: Sequence[RunningCost]) -> None:
         """Raise Incompatible, with the reason, where a cost cannot be integrated."""

@@ -49,26 +49,63 @@ def unchanged(data: Batch) -> Batch:
     return data
 
 
+def nothing(data: Batch) -> None:
+    """Begin without a change."""
+
+
+def always() -> bool:
+    """Need the stage."""
+    return True
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a stage leaves to the next one, once its weights are final.
+
+    Arguments:
+        train: Training points for the next stage, which then does not make its own; None leaves
+            that to it.
+        validation: Likewise, validation points.
+        facts: What is known of the stage: plain numbers and words, for the record.
+    """
+
+    train: Batch | None = None
+    validation: Batch | None = None
+    facts: Mapping[str, float | int | str | None] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Stage:
     """One optimisation problem.
+
+    A fit asks whether the stage is needed, makes its points, begins it, takes its steps and ends
+    it. All but the steps happens without gradients and in evaluation mode. A stage that was
+    interrupted finds, when the fit is resumed, the weights that the stage before left, and its
+    points are made and it is begun again: so neither may depend on anything else that an earlier
+    stage did. What a family has to remember (JKO-iFlow: how many blocks it has, and how far each
+    moves the points) are buffers of its flow.
 
     Arguments:
         name: What a progress bar and a checkpoint call it.
         parameters: What the optimizer may change.
         loss: The loss on a batch, with a source of randomness.
-        begin: Called without gradients before the first step: warm-starts the stage and turns the
-            training points into this stage's (JKO-iFlow pushes them through the blocks before this
-            one). It is called for the validation points too, and again when a fit is resumed;
-            every call finds the weights that the stage before left, and may depend on nothing else
-            that an earlier stage did.
+        points: Turns raw points into this stage's (JKO-iFlow pushes them through the blocks before
+            this one). Asked of training and of validation points, unless the stage before left
+            some: the same to the last bit.
+        begin: Changes the weights before the first step, given the stage's training points.
+        end: Called with the stage's training and validation points (None without validation) once
+            the weights are final.
+        needed: Asked before the stage; where it is not needed, nothing else is.
         share: This stage's weight in what is left of the budget.
     """
 
     name: str
     parameters: Sequence[nn.Parameter]
     loss: Callable[[Batch, torch.Generator], Loss]
-    begin: Callable[[Batch], Batch] = unchanged
+    points: Callable[[Batch], Batch] = unchanged
+    begin: Callable[[Batch], None] = nothing
+    end: Callable[[Batch, Batch | None], Left] | None = None
+    needed: Callable[[], bool] = always
     share: float = 1.0
 
 
@@ -79,7 +116,7 @@ class Objective(ABC):
 
     @abstractmethod
     def stages(self, flow: Flow) -> Iterator[Stage]:
-        """Yield the stages in order; lazy and without effects, which belong to `Stage.begin`.
+        """Yield the stages in order; without effects, which belong to `begin` and `end`.
 
         Raises:
             Incompatible: The objective cannot train this flow.

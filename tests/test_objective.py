@@ -93,7 +93,8 @@ def test_the_one_stage_trains_all_parameters(places, seeded):
     assert {id(p) for p in stage.parameters} == {id(p) for p in flow.parameters()}
     assert stage.share == 1.0
     batch = Batch(places(6, 2))
-    assert stage.begin(batch) is batch
+    assert stage.points(batch) is batch
+    assert stage.needed()
     optimizer = torch.optim.Adam(stage.parameters, 0.05)
     values = []
     for _ in range(25):

@@ -6,10 +6,11 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import torch
 from tiny_flows import QUICK, BlockByBlock, Loud, Shift, chain, fitted, points
 
 from flowzoo.errors import UserError
-from flowzoo.objective import Loss, Objective, Stage
+from flowzoo.objective import Batch, Left, Loss, Objective, Stage
 from flowzoo.settings import Budget, Optimizer
 from flowzoo.training import fitting
 from flowzoo.training.batches import thinned
@@ -91,13 +92,14 @@ def test_what_a_stage_leaves_goes_to_the_next(monkeypatch):
 # --- stages -----------------------------------------------------------------------------------
 
 
-def test_begin_pushes_the_points_of_training_and_of_loss_validation():
+def test_points_are_made_for_training_and_for_validation_then_the_stage_begins():
     objective = BlockByBlock()
     training = replace(QUICK, validate_every=3, criterion="loss")
     flow = chain()
     result = fitted(flow, objective, Budget(steps=9), training, validation=points(10))
-    assert [k for k, *_ in objective.begun] == [0, 0, 1, 1, 2, 2]
-    assert not any(training or grad for _, training, grad in objective.begun)
+    assert [k for k, *_ in objective.asked] == [0, 0, 1, 1, 2, 2]
+    assert objective.begun == [(k, 100, False, False) for k in range(3)]
+    assert not any(training or grad for _, training, grad in objective.asked)
     assert [x.shape[0] for x in objective.pushed] == [10, 100] * 3
     assert result.best_validation is not None
 
@@ -112,22 +114,79 @@ def test_the_likelihood_is_validated_on_raw_points():
     assert result.curve[-1]["validation"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_every_call_of_begin_finds_the_weights_of_the_stage_before():
+class HandsOn(BlockByBlock):
+    """Leaves the next block its points, doubled, and says so."""
+
+    def __init__(self, until=3):
+        super().__init__()
+        self.until, self.ended = until, []
+
+    def stage(self, flow, k, share):
+        def end(train, validation):
+            self.ended.append((k, flow.training, torch.is_grad_enabled()))
+            facts = {"block": k, "mean": train.x.mean().item()}
+            if k == 1:
+                return Left(facts=facts)
+            return Left(Batch(2 * train.x), validation and Batch(2 * validation.x), facts)
+
+        needed = lambda: k < self.until  # noqa: E731
+        return replace(super().stage(flow, k, share), end=end, needed=needed)
+
+
+def test_what_a_stage_leaves_is_the_next_ones_points():
+    objective = HandsOn()
+    training = replace(QUICK, validate_every=3, criterion="loss")
+    result = fitted(chain(), objective, Budget(steps=9), training, validation=points(10))
+    assert [k for k, *_ in objective.asked] == [0, 0, 2, 2]  # block 1 took what block 0 left
+    assert objective.ended == [(k, False, False) for k in range(3)]
+    first, second, _ = result.stages
+    assert second["mean"] == pytest.approx(2 * first["mean"])
+
+
+def test_every_stage_is_accounted_for():
+    result = fitted(chain(), HandsOn(), Budget(steps=10))
+    rows = result.stages
+    assert [row["stage"] for row in rows] == ["block 0", "block 1", "block 2"]
+    assert [row["steps"] for row in rows] == [3, 4, 3]
+    assert [row["samples"] for row in rows] == [96, 128, 96]
+    assert [row["nfe_forward"] for row in rows] == [3, 4, 3]
+    assert [row["block"] for row in rows] == [0, 1, 2]
+    assert sum(row["seconds"] for row in rows) <= result.seconds
+    assert {row["stopped"] for row in rows} == {"steps"}
+
+
+def test_a_stage_that_is_not_needed_leaves_its_share_to_the_others():
+    objective = HandsOn(until=2)
+    flow = chain()
+    last = {name: p.clone() for name, p in flow.blocks[2].named_parameters()}
+    result = fitted(flow, objective, Budget(steps=9))
+    assert [row["steps"] for row in result.stages] == [3, 3]
+    assert {k for k, *_ in objective.begun} == {0, 1}
+    assert all(torch.equal(p, last[name]) for name, p in flow.blocks[2].named_parameters())
+
+
+def test_points_and_begin_find_the_weights_of_the_stage_before():
     flow, found = Shift(), []
 
     class Moves(Objective):
         def stages(self, flow):
+            def made(data):
+                found.append(flow.mu[0].item())
+                return Batch(data.x + 1)
+
             def begin(data):
                 found.append(flow.mu[0].item())
                 flow.mu.add_(1.0)
-                return data
+
+            def loss(batch, g):
+                return Loud().loss(flow, batch, g)
 
             for k in range(2):
-                yield Stage(f"{k}", [flow.s], lambda batch, g: Loud().loss(flow, batch, g), begin)
+                yield Stage(f"{k}", [flow.s], loss, made, begin)
 
     training = replace(QUICK, validate_every=10, criterion="loss")
     fitted(flow, Moves(), training=training, validation=points(5))
-    assert found == [0, 0, 1, 1]
+    assert found == [0, 0, 0, 1, 1, 1]
     assert flow.mu.tolist() == [2, 2]
 
 

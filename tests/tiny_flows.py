@@ -71,11 +71,11 @@ class Loud(Objective):
 class BlockByBlock(Objective):
     """Trains the blocks of a chain one after another, each from the one before, on pushed points.
 
-    `begin` draws from torch's global generator, as a third party's may.
+    `points` and `begin` draw from torch's global generator, as a third party's may.
     """
 
     def __init__(self, shares=None):
-        self.shares, self.begun, self.pushed = shares, [], []
+        self.shares, self.asked, self.pushed, self.begun = shares, [], [], []
 
     def stages(self, flow):
         for k in range(len(flow.blocks)):
@@ -85,22 +85,28 @@ class BlockByBlock(Objective):
     def stage(self, flow, k, share):
         block, loud = flow.blocks[k], Loud()
 
-        def begin(data):
-            self.begun.append((k, flow.training, torch.is_grad_enabled()))
-            if k:
-                block.load_state_dict(flow.blocks[k - 1].state_dict())
+        def pushed(data):
+            self.asked.append((k, flow.training, torch.is_grad_enabled()))
             x = data.x
             for before in flow.blocks[:k]:
                 x = before.encode(x).z
             self.pushed.append(x + 0.01 * torch.randn(x.shape, dtype=x.dtype))
             return Batch(self.pushed[-1])
 
+        def begin(data):
+            self.begun.append((k, data.x.shape[0], flow.training, torch.is_grad_enabled()))
+            if k:
+                block.load_state_dict(flow.blocks[k - 1].state_dict())
+            for p in block.parameters():
+                p.add_(0.01 * torch.randn(p.shape, dtype=p.dtype))
+
         return Stage(
             f"block {k}",
             list(block.parameters()),
             lambda batch, g: loud.loss(block, batch, g),
+            pushed,
             begin,
-            share,
+            share=share,
         )
 
 

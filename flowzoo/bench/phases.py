@@ -134,7 +134,7 @@ def _fitted(work: _Work, data: Data, scale: Standardisation | None) -> Flow:
     if (known := flow_facts(work.folder)) is not None:
         with contextlib.suppress(UserError):  # damaged or of another composition: fit anew
             flow = load_trained(work.folder, work.device).flow
-            work.facts["costs"] = known["costs"]
+            work.facts["costs"], work.facts["stages"] = known["costs"], known["stages"]
             return flow
     context = 0 if data.train_context is None else data.train_context.shape[1]
     flow: Flow = build("flow", cell.flow_spec, work.registry, dim=data.dim, context_dim=context)
@@ -153,8 +153,9 @@ def _fitted(work: _Work, data: Data, scale: Standardisation | None) -> Flow:
         checkpoint_every=cell.resources.checkpoint_seconds,
         observe=_observer(work),
     )
-    work.facts["costs"] = _costs(fitted, work.device)
-    save_flow(work.folder, fitted.flow, scale, {"costs": work.facts["costs"]})
+    made = {"costs": _costs(fitted, work.device), "stages": fitted.stages}
+    work.facts.update(made)
+    save_flow(work.folder, fitted.flow, scale, made)
     (work.folder / CHECKPOINT).unlink(missing_ok=True)  # the weights are safe without it
     return fitted.flow
 
@@ -165,7 +166,7 @@ def _costs(fitted: Fitted, device: str) -> dict[str, Any]:
     return {
         "train_seconds": fitted.seconds,
         **{name: getattr(fitted, name) for name in names},
-        "parameters": sum(p.numel() for p in fitted.flow.parameters()),
+        "parameters": sum(p.numel() for p in fitted.flow.in_use()),
         **_memory(device),
     }
 

@@ -44,6 +44,7 @@ class Record:
         metrics: Measures by name: value, error, unit, better, parts, note.
         reference: What the numbers are compared with, in nats: `entropy`, `gaussian`.
         costs: Seconds, steps, evaluations of the field, parameters, bytes of memory.
+        stages: What each stage of the fit took, with what it found (JKO-iFlow: of its block).
         composition: The resolved recipe: flow, objective, training, budget.
         dataset: The spec, the sizes, the preprocessing, the fingerprint and the files it came from.
         environment: Versions, device, threads, revision.
@@ -66,6 +67,7 @@ class Record:
     metrics: dict[str, dict[str, Any]] = field(default_factory=dict)
     reference: dict[str, float | None] = field(default_factory=dict)
     costs: dict[str, Any] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
     composition: dict[str, Any] = field(default_factory=dict)
     dataset: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)

@@ -63,16 +63,16 @@ def fit(
     and left as they were. A fit that finds its checkpoint in `folder` goes on from there, and on
     the CPU ends with the bits that it would have ended with (a budget in seconds apart).
 
-    A stage's `begin` is called again when a fit is resumed, and always finds the weights that the
-    stage before left: it may depend on them, on the points, on torch's global random numbers, and
-    on nothing that an earlier stage left elsewhere.
+    A finished stage is never taken again. One that was interrupted makes its points and begins
+    again, and finds the weights that the stage before left: it may depend on them, on the points,
+    on torch's global random numbers, and on nothing that an earlier stage left elsewhere.
 
     Arguments:
         flow: The flow; it is moved to `device` and to the precision of the training.
         objective: What is minimised. All its stages are listed before the first one begins.
         train: Training points.
         validation: Points for validation, early stopping and the choice of the best weights. With
-            the criterion `nll` they are not transformed by a stage's `begin`.
+            the criterion `nll` they are not transformed by a stage's `points`.
         budget: When the fit ends.
         training: How it is done.
         seed: Seed of the batches and of all noise.

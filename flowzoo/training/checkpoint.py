@@ -16,7 +16,7 @@ from torch import Tensor
 from flowzoo.errors import UserError
 from flowzoo.files import replace_file
 
-FORMAT = 1
+FORMAT = 2
 NAME = "checkpoint.pt"
 CURVE = "curve.jsonl"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
 from flowzoo.flow import Flow
-from flowzoo.objective import Batch, Stage, unchanged
+from flowzoo.objective import Batch, Left, Stage, nothing, unchanged
 from flowzoo.settings import Budget, Training
 from flowzoo.training.batches import (
     each,
@@ -47,6 +47,9 @@ class Fitted:
         best_validation: What it measured.
         curve: One row every 20 steps and at every validation: step, stage, seconds, lr,
             nfe_forward, nfe_backward, loss and terms averaged since the row before, validation.
+        stages: One row for each stage that was taken: stage, what it took of steps, samples,
+            seconds, nfe_forward and nfe_backward, stopped, best_step, best_validation, and the
+            facts that it left.
     """
 
     flow: Flow
@@ -59,6 +62,7 @@ class Fitted:
     best_step: int | None
     best_validation: float | None
     curve: list[dict[str, Any]]
+    stages: list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -107,8 +111,11 @@ class Fit:
         self.budget = Allotment(dict.fromkeys(plan.budget.limits(), 0), plan.budget.limits())
         self.spent = Spent()
         self.curve: list[dict[str, Any]] = []
+        self.stages: list[dict[str, Any]] = []
         self.index = 0
-        self.entry: dict[str, Any] | None = None  # the weights that the stage's `begin` found
+        self.entry: dict[str, Any] | None = None  # the weights that the stage found
+        self.held: Batch | None = None  # the stage's validation points
+        self.left, self.before = Left(), Spent()
         self.result: dict[str, Any] = {"stopped": "", "best_step": None, "best_validation": None}
         self.started = self.saved_at = self.reported_at = self.written_at = time.monotonic()
 
@@ -121,29 +128,37 @@ class Fit:
         saved = self.folder.load(self.flow.state_dict()) if self.folder else None
         if saved:
             self.index, self.curve, self.result = saved["index"], saved["curve"], saved["result"]
-            self.spent = Spent(**saved["spent"])
+            self.stages, self.spent = saved["stages"], Spent(**saved["spent"])
             self.started -= self.spent.seconds
             self.flow.load_state_dict(saved["weights"])
+            set_random_state(saved["random"], self.plan.device)
         if self.folder:
             self.folder.write_curve(self.curve)
         while self.index < len(self.plan.stages):
-            self._stage(self.plan.stages[self.index], saved)
+            self._stage(self.plan.stages[self.index], saved if saved and saved["loop"] else None)
             self.index, saved = self.index + 1, None
-            if self.folder and self.index == len(self.plan.stages):
+            if self.folder:  # a finished stage is never taken again
                 self._save(None)
-        return Fitted(flow=self.flow, curve=self.curve, **asdict(self.spent), **self.result)
+        found = {"curve": self.curve, "stages": self.stages, **self.result}
+        return Fitted(flow=self.flow, **asdict(self.spent), **found)
 
     def _stage(self, stage: Stage, saved: dict[str, Any] | None) -> None:
         """Take one stage, from its beginning or from where it was saved."""
         if saved:
             allotment = Allotment(**saved["loop"]["allotment"])
             self.flow.load_state_dict(saved["entry"] or saved["weights"])
+            before = Spent(**saved["before"])
         else:
+            if not stage.needed():
+                return
             share = stage.share / sum(s.share for s in self.plan.stages[self.index :])
             allotment = allot(self.plan.budget, self.spent, share)
-            self.result["stopped"] = allotment.reached(self.spent)
-            if self.result["stopped"]:
+            if reached := allotment.reached(self.spent):
+                self.result["stopped"] = reached
                 return
+            self._clock()
+            before = replace(self.spent)
+        self.before = before
         with _only(self.flow, stage):
             loop = self._begin(stage, allotment)
             if saved:  # after `begin`, which may have changed weights
@@ -152,35 +167,52 @@ class Fit:
                 set_random_state(saved["random"], self.plan.device)
             stopped = self._steps(loop)
             loop.finish()
-        best = (loop.best.step, loop.best.value) if loop.best else (None, None)
-        self.result = {"stopped": stopped, "best_step": best[0], "best_validation": best[1]}
+            best = (loop.best.step, loop.best.value) if loop.best else (None, None)
+            self.result = {"stopped": stopped, "best_step": best[0], "best_validation": best[1]}
+            self._end(stage, loop)
 
     def _begin(self, stage: Stage, allotment: Allotment) -> Loop:
         """Begin a stage; a resumed one begins again.
 
-        Each call of `begin` finds the weights of the stage's entry and a seeded global generator,
-        so it gives the same points again; the entry's weights are part of the checkpoint. The
-        training points come last: what `begin` made of the weights on their account remains.
+        It finds the weights of its entry and seeded global generators, so it gives the same again;
+        the entry's weights are part of the checkpoint.
         """
         plan, seed = self.plan, seed_of(self.plan.seed, "stage", self.index)
-        self.entry = None if stage.begin is unchanged else weights(self.flow)
-
-        def begun(data: Batch, role: str) -> Batch:
-            if self.entry is None:
-                return data
-            self.flow.load_state_dict(self.entry)
-            with own_random_numbers(plan.device, seed_of(seed, role)), torch.no_grad():
-                return stage.begin(data)
-
+        changes = stage.begin is not nothing or stage.points is not unchanged
+        self.entry = weights(self.flow) if changes else None
         self.flow.eval()
         validation = None
         if self.validation is not None:
+            self.held = self._points(stage, self.left.validation, self.validation, seed)
             nll = plan.training.criterion == "nll"
-            points = self.validation if nll else begun(self.validation, "validation")
+            points = self.validation if nll else self.held
             validation = Validation(self.flow, stage, points, nll, seed_of(seed, "measure"))
-        data = begun(self.train, "train")
+        data = self._points(stage, self.left.train, self.train, seed)
+        self.left = Left()
+        with own_random_numbers(plan.device, seed_of(seed, "begin")), torch.no_grad():
+            stage.begin(data)
         self.flow.train()
         return Loop(self.flow, stage, data, validation, plan.training, allotment, self.spent, seed)
+
+    def _points(self, stage: Stage, left: Batch | None, raw: Batch, seed: int) -> Batch:
+        """Return a stage's points: those that the stage before left, or its own of raw ones."""
+        if left is not None:
+            return left
+        role = "train" if raw is self.train else "validation"
+        with own_random_numbers(self.plan.device, seed_of(seed, role)), torch.no_grad():
+            return stage.points(raw)
+
+    def _end(self, stage: Stage, loop: Loop) -> None:
+        """End a stage: note what it took and what it found, and keep what it left."""
+        if stage.end is not None:
+            self.flow.eval()
+            seed = seed_of(loop.seed, "end")
+            with own_random_numbers(self.plan.device, seed), torch.no_grad():
+                self.left = stage.end(loop.batches.data, self.held)
+            self.flow.train()
+        self._clock()
+        took = {name: n - getattr(self.before, name) for name, n in asdict(self.spent).items()}
+        self.stages.append({"stage": stage.name, **took, **self.result, **self.left.facts})
 
     def _steps(self, loop: Loop) -> str:
         """Take the stage's steps; return what ended it."""
@@ -256,7 +288,9 @@ class Fit:
             {
                 "index": self.index,
                 "weights": self.flow.state_dict(),
-                "entry": self.entry,
+                "entry": self.entry if loop else None,
+                "before": asdict(self.before),
+                "stages": self.stages,
                 "loop": loop and loop.state(),
                 "random": random_state(self.plan.device),
                 "spent": asdict(self.spent),

@@ -143,8 +143,11 @@ def conditional(objective: Objective) -> Continuous:
 def staged(objective: Objective, flow: Flow, batch: Batch) -> Iterator[tuple[Stage, Batch]]:
     """Yield every stage with its points, as a fit would have them."""
     for stage in list(objective.stages(flow)):
+        if not stage.needed():
+            continue
         with torch.no_grad():
-            points = stage.begin(batch)
+            points = stage.points(batch)
+            stage.begin(points)
         yield stage, points
 
 
