@@ -58,11 +58,15 @@ class Allotment:
 
 
 def allot(budget: Budget, spent: Spent, share: float) -> Allotment:
-    """Return a stage's part: the given share, from 0 to 1, of whatever is left of each limit."""
+    """Return a stage's part: the given share, from 0 to 1, of whatever is left of each limit.
+
+    Of what is counted it is at least one, so that a short budget is taken by the first stages.
+    """
     start: dict[str, Number] = {}
     end: dict[str, Number] = {}
     for name, limit in budget.limits().items():
         start[name] = used = getattr(spent, name)
-        part = share * max(0, limit - used)
-        end[name] = used + (part if name == "seconds" else round(part))
+        rest = max(0, limit - used)
+        part = share * rest
+        end[name] = used + (part if name == "seconds" else max(round(part), min(1, rest)))
     return Allotment(start, end)

@@ -31,7 +31,8 @@ class ODENet(Velocity):
         layer: How layers depend on time: `ignore` W x + b; `concat` W [t; x] + b; `squash`
             (W x + b) sigmoid(g t + c); `concatsquash` the same plus w t; `blend` interpolates two
             layers over t in [0, 1], so it wants end_time 1; `hyper` computes W and b from t.
-        activation: What follows every layer but the last: smooth ones are tanh, softplus, swish.
+        activation: What follows every layer but the last: smooth ones are tanh, softplus (and
+            softplus20, with 20 h in place of h), swish.
         context_dim: Width of the context, which is appended to the first layer's input; 0 has none.
         zero_last: True starts with a last layer whose weights are zero, so that the flow starts as
             a shift (RNODE).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +102,10 @@ def flows(specimen: Specimen, dim: int = 2, start: bool = False) -> dict[str, Fl
 def accepted(
     specimen: Specimen, objective: Objective, dim: int = 2, start: bool = False
 ) -> dict[str, Flow]:
-    """Return the small flows that an objective can train; else the flow of one of its recipes.
+    """Return the small flows that an objective can train.
+
+    Where there is none it is the first example of a registered flow that fits, else the flow of one
+    of the objective's recipes.
 
     Raises:
         Skipped: There is none, with the objective's own sentence.
@@ -118,12 +121,29 @@ def accepted(
             why = reason(error)
     if fits:
         return fits
+    for name in specimen.registry.names("flow"):
+        for example in _examples(specimen, name):
+            make = functools.partial(build, "flow", example, specimen.registry, dim=dim)
+            try:
+                flow = _settled(make, start)
+                objective.check(flow)
+            except FlowzooError:
+                continue
+            return {f"the example of the flow {name}": flow}
     for name, recipe in load_recipes().items():
         used = recipe.objective if isinstance(recipe.objective, str) else recipe.objective["name"]
         if used == specimen.spec["name"]:
             make = functools.partial(build, "flow", recipe.flow, specimen.registry, dim=dim)
             return {f"the flow of the recipe {name}": _settled(make, start)}
     raise Skipped(f"none of the flows at hand fits: {why}")
+
+
+def _examples(specimen: Specimen, name: str) -> list[dict[str, Any]]:
+    try:
+        examples = getattr(specimen.registry.load("flow", name), "examples", ())
+    except FlowzooError:
+        return []
+    return [{"name": name, **example} for example in examples]
 
 
 def conditional(objective: Objective) -> Continuous:

@@ -46,8 +46,16 @@ def portrait(value: Any, seen: tuple[int, ...] = ()) -> Any:
         held.append(getattr(getattr(value, "__code__", None), "co_code", None))
         return "code", getattr(value, "__qualname__", value.__name__), tuple(map(inner, held))
     if hasattr(value, "__dict__"):
-        return type(value).__qualname__, inner(vars(value))
+        return type(value).__qualname__, inner(_attributes(value))
     return type(value).__qualname__, "" if " at 0x" in repr(value) else repr(value)
+
+
+def _attributes(value: Any) -> Mapping[str, Any]:
+    """Return an object's attributes; a module's hooks without the numbers that torch gives them."""
+    found = vars(value)
+    if not isinstance(value, nn.Module):
+        return found
+    return {k: list(v.values()) if k.endswith("_hooks") and v else v for k, v in found.items()}
 
 
 def loose_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
