@@ -6,6 +6,7 @@ import typing
 
 import torch
 
+from flowzoo.build import build
 from flowzoo.errors import UserError
 from flowzoo.registry import Registry
 from flowzoo.registry.signature import class_options
@@ -42,15 +43,28 @@ def velocity_cases():
     return cases
 
 
-def make_velocity(case, dim, context_dim=0, seed=0):
-    """Construct a velocity case in float64, or None where it takes no context and one is wanted."""
+def make_velocity(case, dim, context_dim=0, seed=0, dtype=F64):
+    """Construct a velocity case, or None where it takes no context and one is wanted."""
     name, _, potential = case.partition("/")
+    if not potential and getattr(load("velocity", name), "examples", [{}])[0]:
+        return _first_example(name, dim, context_dim, seed, dtype)  # one made of another velocity
     inner = ("potential", potential) if potential else ("velocity", name)
     if context_dim and "context_dim" not in class_options(load(*inner)):
         return None
     torch.manual_seed(seed)
     made = make(*inner, dim=dim, context_dim=context_dim)
-    velocity = (load("velocity", name)(made) if potential else made).to(F64)
+    return _shaken(load("velocity", name)(made) if potential else made, dtype)
+
+
+def _first_example(name, dim, context_dim, seed, dtype):
+    spec = {"name": name, **load("velocity", name).examples[0]}
+    torch.manual_seed(seed)
+    registry = Registry.installed()
+    return _shaken(build("velocity", spec, registry, dim=dim, context_dim=context_dim), dtype)
+
+
+def _shaken(velocity, dtype):
+    velocity = velocity.to(dtype)  # None keeps what it was built with
     with torch.no_grad():  # away from initialisations at which a derivative vanishes
         for p in velocity.parameters():
             p.add_(0.1 * torch.randn_like(p))

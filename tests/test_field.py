@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from components import load, make, make_velocity, velocity_cases
+from components import make_velocity, velocity_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import F64, Drift, Linear, Matrix, SmallVelocity, gap, row_by_row, small_gradient
@@ -174,9 +174,7 @@ def test_one_dimension(case, grad):
 
 def test_a_registered_velocity_starts_in_the_default_precision():
     for case in velocity_cases():
-        name, _, potential = case.partition("/")
-        made = make(*(("potential", potential) if potential else ("velocity", name)), dim=2)
-        velocity = load("velocity", name)(made) if potential else made
+        velocity = make_velocity(case, 2, dtype=None)
         assert velocity.at(torch.tensor(0.5), torch.randn(3, 2)).v.dtype == torch.float32
 
 

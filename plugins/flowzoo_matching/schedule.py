@@ -79,10 +79,31 @@ class OT(Schedule):
         return Coefficients(1 - t, sigma, torch.full_like(t, -1), torch.full_like(t, slope))
 
 
-class VP(Schedule):
+class Diffusion(Schedule):
+    """A schedule that is the law of a diffusion dx = f(t) x dt + g(t) dW: N(alpha x(0), sigma^2 I).
+
+    f and g^2 are finite on all of [0, 1], the ends included, where quotients of alpha, sigma and
+    their derivatives need not be.
+
+    References:
+        Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., ICLR
+        2021), https://arxiv.org/abs/2011.13456, section 3
+    """
+
+    @abstractmethod
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f = d log alpha / dt and g^2 = d sigma^2 / dt - 2 f sigma^2 at times t."""
+
+    @abstractmethod
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this; it rises by g^2 / sigma^2."""
+
+
+class VP(Diffusion):
     """The variance-preserving diffusion: log alpha = -(b1 - b0) t^2 / 4 - b0 t / 2.
 
-    sigma^2 = 1 - alpha^2, so that data of unit variance keep it.
+    sigma^2 = 1 - alpha^2, so that data of unit variance keep it. It is the law of
+    dx = -b x dt / 2 + sqrt(b) dW with the rate b = b0 + (b1 - b0) t.
 
     Two ends need a word. At the data d_sigma grows as sqrt(b0 / t) / 2, so the regression's target
     has no finite second moment at t = 0, though the velocity it averages to has a limit there:
@@ -120,6 +141,17 @@ class VP(Schedule):
         log_alpha = -0.25 * growth * t.square() - 0.5 * self.beta_min * t
         alpha, sigma = log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
         return Coefficients(alpha, sigma, -half_beta * alpha, half_beta * alpha.square() / sigma)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f = -b / 2 and g^2 = b at times t."""
+        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        return -0.5 * beta, beta
+
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this, by the quadratic formula."""
+        whole = torch.logaddexp(log_ratio, torch.zeros_like(log_ratio))  # the integral of b
+        growth = self.beta_max - self.beta_min
+        return 2 * whole / (self.beta_min + (self.beta_min**2 + 2 * growth * whole).sqrt())
 
 
 class Polynomial(Schedule):
