@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from flowzoo.errors import Incompatible
-from flowzoo.field import Velocity
+from flowzoo.field import Point, Velocity
 from flowzoo.flow import Decoded, Encoded, Flow
-from flowzoo.integrators import RK4, Integrator, State, Time
+from flowzoo.integrators import RK4, Field, Integrator, State, Time
+from flowzoo.maps import LinearMap
 from flowzoo.regularizers import RunningCost
+from flowzoo.score import Carried, Carrying, Rate, Score, outside_inference
 from flowzoo.traces import Exact, TraceEstimator
 
 
@@ -128,9 +130,7 @@ class Continuous(Flow):
     ) -> Encoded:
         """Send data to noise by one solve of (x, ladj, costs)."""
         if torch.is_inference_mode_enabled():  # divergences need gradients even there
-            with torch.inference_mode(False), torch.no_grad():
-                context = None if context is None else context.clone()
-                return self.encode(x.clone(), running, context, generator)
+            return outside_inference(lambda x, c: self.encode(x, running, c, generator), x, context)
         self.requires(running)
         probes = self._probes(x, generator)
         field = Augmented(self.velocity, self.trace, probes, running, context)
@@ -148,15 +148,9 @@ class Continuous(Flow):
     ) -> Decoded:
         """Send noise to data and integrate costs on the way; no divergence is computed."""
         if torch.is_inference_mode_enabled():  # a potential's velocity is a gradient
-            with torch.inference_mode(False), torch.no_grad():
-                context = None if context is None else context.clone()
-                return self.generate(z.clone(), running, context)
+            return outside_inference(lambda z, c: self.generate(z, running, c), z, context)
         self.requires(running)
-
-        def moving(t: Tensor, state: State, stage: int = 0) -> State:
-            return (self.velocity(t, state[0], context),)
-
-        field, start = moving, (z,)
+        field, start = self._moving(context), (z,)
         if running:
             field, start = (
                 Augmented(self.velocity, None, [None], running, context),
@@ -166,6 +160,50 @@ class Continuous(Flow):
         x, *rest = solution.state
         costs = -rest[1] if running else z.new_zeros(z.shape[0], 0)  # paid from data to noise
         return Decoded(x, costs, (solution.nfe,))
+
+    def carry_score(
+        self,
+        x: Tensor,
+        score: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        *,
+        forwards: bool = False,
+        rate: Rate | None = None,
+    ) -> Carried:
+        """Carry points and the score of their law along the trajectories, by one solve of both.
+
+        Arguments:
+            x: Noise (n, d), which goes to data; with `forwards` data, which goes to noise.
+            score: The score there (n, d).
+            context: What the velocity is conditioned on, (n, c).
+            generator: Source of the randomness of the trace.
+            forwards: From t = 0 to T instead of from T to 0.
+            rate: A cost per unit time to integrate on the way, (t / T, x, v, s) -> (n,).
+        """
+
+        def carry(x: Tensor, score: Tensor, context: Tensor | None) -> Carried:
+            probes, end = self._probes(x, generator), self._end(x)
+            field = Carrying(self.velocity, self.trace, probes, context, end, rate)
+            return field.carried(self.solver, x, score, forwards)
+
+        return outside_inference(carry, x, score, context)
+
+    def _pull_score(
+        self, x: Tensor, score: Score, context: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Send the points to noise, and carry the score back."""
+        moving, params = self._moving(context), self._params(context)
+        (z,) = self.solver.solve(moving, (x,), 0.0, self._end(x), params).state
+        return self.carry_score(z, score(z), context, generator).score
+
+    def _moving(self, context: Tensor | None) -> Field:
+        """Return the velocity alone, as the right-hand side of a solve."""
+
+        def moving(t: Tensor, state: State, stage: int = 0) -> State:
+            return (self.velocity(t, state[0], context),)
+
+        return moving
 
     def with_numerics(
         self, integrator: Integrator | None = None, trace: TraceEstimator | None = None
@@ -223,10 +261,10 @@ class Augmented:
     def __call__(self, t: Tensor, state: State, stage: int = 0) -> State:
         """Return the derivative of the state at time t; `stage` says which probes to use."""
         probes = self.probes[stage if len(self.probes) > 1 else 0]
-        whole = self.trace is not None and probes is None  # without probes it is the trace itself
-        evaluate = self.velocity.with_divergence if whole else self.velocity.at
-        at = evaluate(t, state[0], self.context)
-        ladj = torch.zeros_like(state[1]) if self.trace is None else self.trace(at.jacobian, probes)
+        at = self._at(t, state[0], probes)
+        ladj = torch.zeros_like(state[1])
+        if self.trace is not None:
+            ladj = self.trace.divergence(self.velocity, at, probes, self.context)
         if not self.running:
             return at.v, ladj
         still = at
@@ -234,6 +272,26 @@ class Augmented:
             still = self.velocity.at(t, state[0].detach(), self.context)
         rates = [cost.rate(still if cost.detached else at, probes) for cost in self.running]
         return at.v, ladj, torch.stack(rates, -1)
+
+    def _at(self, t: Tensor, x: Tensor, probes: Tensor | None) -> Point:
+        """Return what will be asked for at (t, x)."""
+        if self.trace is not None and not (self.running or self.trace.differentiates):
+            return Point(t, x, self.velocity(t, x, self.context), _Unasked())
+        whole = self.trace is not None and probes is None  # without probes it is the trace itself
+        evaluate = self.velocity.with_divergence if whole else self.velocity.at
+        return evaluate(t, x, self.context)
+
+
+class _Unasked(LinearMap):
+    """The Jacobian where a trace has declared to need none."""
+
+    def vjp(self, p: Tensor) -> Tensor:
+        raise Incompatible("a trace that takes products with the Jacobian must not say otherwise")
+
+    jvp = vjp
+
+    def dense(self) -> Tensor:
+        return self.vjp(torch.empty(0))
 
 
 def _start(x: Tensor, running: Sequence[RunningCost]) -> State:

@@ -6,6 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from flowzoo.errors import Incompatible
 from flowzoo.integrators import Evaluations, Integrator
 from flowzoo.regularizers import RunningCost
+from flowzoo.score import Score, outside_inference, pulled_through
 from flowzoo.traces import TraceEstimator
 
 
@@ -118,6 +120,63 @@ class Flow(nn.Module, ABC):
         x = self.sample(n, context, generator)
         return x, self.log_prob(x, context, generator)
 
+    def score(
+        self, x: Tensor, context: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Return grad_x log p(x) as (n, d), differentiable where gradients are enabled.
+
+        Where the flow is an ODE it solves one for the score, so that it is the gradient of
+        `log_prob` to the accuracy of the integrator. Nothing of the flow changes in training mode,
+        either: normalisations that follow their batches are taken as they are.
+
+        Raises:
+            Incompatible: No gradient passes through the flow.
+        """
+        if self.latent:
+            return self.pull_score(x, torch.neg, context, generator)
+
+        def gradient(x: Tensor, context: Tensor | None) -> Tensor:
+            density = partial(self.log_prob, context=context, generator=generator)
+            return pulled_through(self, lambda y: (density(y),), x, torch.ones_like)
+
+        return outside_inference(gradient, x, context)
+
+    def pull_score(
+        self,
+        x: Tensor,
+        score: Tensor | Score,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Return the score at data, given the score at the points z that the flow sends it to.
+
+        Arguments:
+            x: Data (n, d).
+            score: The score at z (n, d), or a function that gives it for z (n, d).
+            context: What the flow is conditioned on, (n, c).
+            generator: Source of the randomness of trace estimators.
+
+        Raises:
+            Incompatible: No gradient passes through the flow.
+        """
+
+        def pull(x: Tensor, context: Tensor | None, *known: Tensor) -> Tensor:
+            at = score if callable(score) else lambda _: known[0]
+            return self._pull_score(x, at, context, generator)
+
+        return outside_inference(pull, x, context, *(() if callable(score) else (score,)))
+
+    def _pull_score(
+        self, x: Tensor, score: Score, context: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Return J^T s_z + grad_x ladj, by automatic differentiation of `encode`."""
+
+        def ends(x: Tensor) -> tuple[Tensor, Tensor]:
+            encoded = self.encode(x, (), context, generator)
+            return encoded.z, encoded.ladj
+
+        return pulled_through(self, ends, x, score)
+
     def with_numerics(
         self, integrator: Integrator | None = None, trace: TraceEstimator | None = None
     ) -> Flow:
@@ -195,6 +254,15 @@ class Chain(Flow):
             step = block.generate(z, running, context if block.context_dim else None)
             z, costs, nfe = step.x, costs + step.costs, nfe + step.nfe
         return Decoded(z, costs, nfe)
+
+    def _pull_score(
+        self, x: Tensor, score: Score, context: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Pull the score through all blocks, last to first; each sends the points on once."""
+        for block in reversed(self.flows()):
+            given = context if block.context_dim else None
+            score = partial(block.pull_score, score=score, context=given, generator=generator)
+        return score(x)
 
     def flows(self) -> list[Flow]:
         """Return the blocks."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from flowzoo.errors import Incompatible
-from flowzoo.flow import Flow, log_normal
+from flowzoo.flow import Decoded, Encoded, Flow, log_normal
 from flowzoo.integrators import Evaluations
-from flowzoo.regularizers import EndpointCost, Regularizer, RunningCost
+from flowzoo.regularizers import EndpointCost, FlowCost, Regularizer, RunningCost
+
+Way = TypeVar("Way", Encoded, Decoded)
 
 
 @dataclass(frozen=True)
@@ -135,18 +137,63 @@ class Costs:
         regularizers: Costs, each with its own weight.
 
     Raises:
-        Incompatible: One is paid neither along the way nor at the ends.
+        Incompatible: Nobody knows when one is paid.
     """
 
     def __init__(self, objective: str, regularizers: Sequence[Regularizer]) -> None:
         for r in regularizers:
-            if not isinstance(r, RunningCost | EndpointCost):
+            if not isinstance(r, RunningCost | EndpointCost | FlowCost):
                 raise Incompatible(
-                    f"{type(r).__name__} is neither a RunningCost nor an EndpointCost: "
-                    f"{objective} does not know when it is paid"
+                    f"{type(r).__name__} is neither a RunningCost nor an EndpointCost nor a "
+                    f"FlowCost: {objective} does not know when it is paid"
                 )
         self.running = [r for r in regularizers if isinstance(r, RunningCost)]
+        self.asking = [r for r in regularizers if isinstance(r, FlowCost)]
         self.endpoint = [r for r in regularizers if isinstance(r, EndpointCost)]
+
+    def requires(self, flow: Flow) -> None:
+        """Raise Incompatible, with the reason, where one cannot be paid on this flow."""
+        flow.requires(self.running)
+        for cost in self.asking:
+            cost.requires(flow)
+
+    def encode(
+        self,
+        flow: Flow,
+        x: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Encoded:
+        """Send data (n, d) to noise; the costs are all that `added` expects as paid."""
+        encoded = flow.encode(x, self.running, context, generator)
+        return self._asked(encoded, flow, x, encoded.z, context, generator)
+
+    def generate(
+        self,
+        flow: Flow,
+        z: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Decoded:
+        """Send noise (n, d) to data; the costs are all that `added` expects as paid."""
+        made = flow.generate(z, self.running, context)
+        return self._asked(made, flow, made.x, z, context, generator)
+
+    def _asked(
+        self,
+        way: Way,
+        flow: Flow,
+        x: Tensor,
+        z: Tensor,
+        context: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> Way:
+        """Return a way with the costs that ask the flow, and what their solves took."""
+        for each in self.asking:
+            cost, nfe = each.cost(flow, x, z, context, generator)
+            costs = torch.cat([way.costs, cost[:, None]], 1)
+            way = replace(way, costs=costs, nfe=way.nfe + nfe)
+        return way
 
     def added(
         self, total: Tensor, terms: dict[str, Tensor], paid: Tensor, x: Tensor, z: Tensor
@@ -156,11 +203,12 @@ class Costs:
         Arguments:
             total: What is minimised so far, ().
             terms: Its parts by name; gains one per cost.
-            paid: Integrated running costs (n, r).
+            paid: The costs (n, r) of `encode` or `generate`.
             x: Data (n, d).
             z: Noise (n, d).
         """
-        costs = [*zip(self.running, paid.mean(0), strict=True)] if self.running else []
+        columns = [*self.running, *self.asking]
+        costs = [*zip(columns, paid.mean(0), strict=True)] if columns else []
         costs += [(cost, cost.between(x, z).mean()) for cost in self.endpoint]
         for cost, value in costs:
             total = total + cost.weight * value
@@ -189,7 +237,7 @@ class Likelihood(Objective):
 
     def stages(self, flow: Flow) -> Iterator[Stage]:
         """Yield the one stage: all parameters at once."""
-        flow.requires(self.costs.running)
+        self.costs.requires(flow)
         yield Stage(
             "likelihood",
             list(flow.parameters()),
@@ -198,7 +246,7 @@ class Likelihood(Objective):
 
     def loss(self, flow: Flow, batch: Batch, generator: torch.Generator | None = None) -> Loss:
         """Return the objective on a batch."""
-        encoded = flow.encode(batch.x, self.costs.running, batch.context, generator)
+        encoded = self.costs.encode(flow, batch.x, batch.context, generator)
         nll = -(log_normal(encoded.z) + encoded.ladj).mean()
         terms = {"nll": nll.detach()}
         total = self.costs.added(self.weight * nll, terms, encoded.costs, batch.x, encoded.z)

@@ -1,4 +1,4 @@
-"""Regularizers: costs of a trajectory, paid along the way or at its end.
+"""Regularizers: costs of a trajectory, paid along the way, at its end, or by a solve of their own.
 
 Each is a sum over dimensions, per sample, unweighted; the objective multiplies by `weight`.
 """
@@ -9,13 +9,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from flowzoo.errors import Incompatible
 from flowzoo.field import Point
+from flowzoo.integrators import Evaluations
 
 
-class Regularizer(ABC):  # noqa: B024 (its two members have different methods)
+class Regularizer(ABC):  # noqa: B024 (its three members have different methods)
     """A cost that the objective adds, `weight` times its mean over the batch.
 
     `needs` names what the velocity's `Point` must provide: `phi_t`.
@@ -51,6 +53,35 @@ class EndpointCost(Regularizer):
     @abstractmethod
     def between(self, x: Tensor, z: Tensor) -> Tensor:
         """Return the cost of moving x to z, (n,), for x and z (n, d)."""
+
+
+class FlowCost(Regularizer):
+    """A cost that asks the flow itself, by solves of its own.
+
+    It stands below the flows that it asks, hence their type.
+    """
+
+    def requires(self, flow: Any) -> None:
+        """Raise Incompatible, with the reason, where a `Flow` does not provide what it asks for."""
+
+    @abstractmethod
+    def cost(
+        self,
+        flow: Any,
+        x: Tensor,
+        z: Tensor,
+        context: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> tuple[Tensor, tuple[Evaluations, ...]]:
+        """Return the cost (n,), and what its solves took.
+
+        Arguments:
+            flow: The `Flow`.
+            x: Data (n, d).
+            z: The noise (n, d) that the flow makes of them, or makes them of.
+            context: What the flow is conditioned on, (n, c).
+            generator: Source of the randomness of trace estimators.
+        """
 
 
 class Transport(RunningCost):

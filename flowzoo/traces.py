@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from flowzoo.errors import Incompatible
+from flowzoo.field import Point, Velocity
 from flowzoo.maps import LinearMap
 
 Spectral = Callable[[Tensor], Tensor]
@@ -26,12 +27,14 @@ class TraceEstimator(ABC):
     """Estimates tr f(A) for n maps at once.
 
     `needs` names what the map must provide (`symmetric`), `redraw` says whether probes are kept for
-    a whole solve or drawn anew for every stage of a fixed grid.
+    a whole solve or drawn anew for every stage of a fixed grid. `differentiates` is False where a
+    divergence takes no product with the Jacobian.
     """
 
     kind: ClassVar[str] = "trace"
     needs: frozenset[str] = frozenset()
     redraw: Redraw = "solve"
+    differentiates: bool = True
 
     @abstractmethod
     def probes(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor | None:
@@ -40,6 +43,20 @@ class TraceEstimator(ABC):
     @abstractmethod
     def __call__(self, a: LinearMap, probes: Tensor | None, fn: Spectral | None = None) -> Tensor:
         """Return tr fn(A) as (n,); fn acts on eigenvalues, None is the identity."""
+
+    def divergence(
+        self, velocity: Velocity, at: Point, probes: Tensor | None, context: Tensor | None = None
+    ) -> Tensor:
+        """Return div v as (n,): the trace of the Jacobian, unless it can be had without.
+
+        Arguments:
+            velocity: The velocity v.
+            at: What it says at the time and the places; where the estimator does not
+                differentiate, t, x and v alone.
+            probes: What `probes` drew for these places.
+            context: What the velocity is conditioned on, (n, c).
+        """
+        return self(at.jacobian, probes)
 
 
 class Exact(TraceEstimator):

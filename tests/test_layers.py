@@ -32,12 +32,13 @@ STANDS_ON = {
     "data": ["errors"],
     "odeint": ["integrators"],
     "networks": ["field", "registry"],
-    "traces": ["errors", "maps"],
+    "traces": ["errors", "field"],
     "krylov": ["maps"],
     "precondition": ["maps"],
     "logdet": ["traces", "krylov", "precondition"],
-    "regularizers": ["field"],
-    "flow": ["regularizers", "traces", "integrators"],
+    "regularizers": ["field", "integrators"],
+    "score": ["integrators", "traces"],
+    "flow": ["regularizers", "score"],
     "continuous": ["flow", "field", "traces", "integrators"],
     "objective": ["flow", "regularizers"],
     "training": ["objective", "settings", "files"],
@@ -57,6 +58,7 @@ PLUGINS_STAND_ON = [
     "networks",
     "registry",
     "adapters",
+    "judge",
 ]
 
 # Known without torch, so that names, help and plans answer at once.

@@ -31,6 +31,7 @@ from flowzoo.regularizers import (
     HJB,
     JKOW2,
     EndpointCost,
+    FlowCost,
     JacobianFrobenius,
     RunningCost,
     Transport,
@@ -232,9 +233,9 @@ def test_a_running_cost_says_what_it_needs(name):
 
 
 @pytest.mark.parametrize("name", REGULARIZERS)
-def test_a_regularizer_is_paid_along_the_way_or_at_the_end(name):
+def test_a_regularizer_is_paid_in_one_way(name):
     cls = load("regularizer", name)
-    assert issubclass(cls, RunningCost) != issubclass(cls, EndpointCost)
+    assert sum(issubclass(cls, sort) for sort in (RunningCost, EndpointCost, FlowCost)) == 1
     assert make("regularizer", name).weight == 1.0
     assert make("regularizer", name, weight=0.25).weight == 0.25
 

@@ -23,7 +23,7 @@ VALUES = golden()
 def known(**options):
     """Return the block of the golden values."""
     weights, biases = ([VALUES[f"{name}{k}"] for k in range(3)] for name in "Wb")
-    return filled(block(4, (16, 16), **options), weights, biases)
+    return filled(block(4, (16, 16), activation="elu", **options), weights, biases)
 
 
 # --- golden values -------------------------------------------------------------------------------

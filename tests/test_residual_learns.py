@@ -26,7 +26,7 @@ RING = EightGaussians()
 def chain(count, hidden=(32, 32), normalised=True, dtype=F64, **options):
     """Return a chain of residual blocks, each behind a normalisation."""
     torch.manual_seed(0)
-    flows = [Residual(2, hidden, **options) for _ in range(count)]
+    flows = [Residual(2, hidden, "elu", **options) for _ in range(count)]
     parts = [part for flow in flows for part in ((ActNorm(2), flow) if normalised else (flow,))]
     return Chain(parts).to(dtype)
 

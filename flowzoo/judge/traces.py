@@ -161,7 +161,9 @@ class _Way:
         x = self.x
         at = own.velocity.at(torch.tensor(t, dtype=x.dtype, device=x.device), x, context)
         counted = _Counted(at.jacobian)
-        estimate = own.trace(counted, own.trace.probes(x, self.generator)).double()
+        probes = own.trace.probes(x, self.generator)
+        seen = replace(at, jacobian=counted)
+        estimate = own.trace.divergence(own.velocity, seen, probes, context).double()
         exact = Exact()(at.jacobian, None).double()
         self.products.append(counted.products)
         self.squares += span * torch.stack([estimate - exact, exact]).square()

@@ -72,7 +72,7 @@ def joint_loss(
     nfe: tuple[Evaluations, ...] = ()
     for block, h in zip(chain.recomputing().flows(), chain.step_sizes, strict=False):
         context = batch.context if block.context_dim else None
-        step = block.encode(x, costs.running, context, generator)
+        step = costs.encode(block, x, context, generator)
         extra = costs.added(extra, {}, step.costs, x, step.z)
         movement = movement + (step.z - x).square().sum(-1).mean() / (2 * h)
         x, ladj, nfe = step.z, ladj + step.ladj, (*nfe, *step.nfe)

@@ -60,6 +60,7 @@ class JKO(Objective):
 
     Raises:
         UserError: A number is out of its range.
+        Incompatible: A regularizer asks more than a block.
 
     References:
         Normalizing flow neural networks by JKO scheme (Xu, Cheng & Xie, NeurIPS 2023),
@@ -91,6 +92,11 @@ class JKO(Objective):
             raise UserError(f"jko: chunk must be at least 1, got {chunk}")
         self.steps = Steps() if steps is None else steps
         self.costs = Costs("jko", regularizers)
+        if self.costs.asking:
+            raise Incompatible(
+                f"{type(self.costs.asking[0]).__name__} asks a whole flow, one that ends in noise, "
+                "which no block is: give it to the objective likelihood"
+            )
         self.warm_start, self.diffusion, self.chunk = warm_start, diffusion, chunk
         self.stop, self.reparametrise = stop, reparametrise
         self.refine, self.fine_tune = refine, fine_tune
@@ -119,7 +125,7 @@ class JKO(Objective):
                 f"jko trains a chain that grows block by block, and {type(flow).__name__} does "
                 "not: use flow: {name: growing, blocks: {repeat: N, of: ...}}"
             )
-        flow.requires(self.costs.running)
+        self.costs.requires(flow)
         held = len(flow.held())
         if self.refine:
             if held % self.refine.blocks:
@@ -161,7 +167,7 @@ class JKO(Objective):
         context = batch.context if block.context_dim else None
         if self.diffusion and not k:
             x = diffused(x, self.diffusion, generator)
-        encoded = block.encode(x, self.costs.running, context, generator)
+        encoded = self.costs.encode(block, x, context, generator)
         potential = 0.5 * encoded.z.square().sum(-1).mean()
         divergence = -encoded.ladj.mean()
         movement = (encoded.z - x).square().sum(-1).mean() / (2 * chain.step_sizes[k])

@@ -78,7 +78,7 @@ class Generative(Objective):
                 f"generative moves noise to data, which {type(flow).__name__} cannot: it knows a "
                 "density only"
             )
-        flow.requires(self.costs.running)
+        self.costs.requires(flow)
         yield Stage(
             "generative",
             list(flow.parameters()),
@@ -99,7 +99,7 @@ class Generative(Objective):
             n, flow.dim, dtype=batch.x.dtype, device=batch.x.device, generator=generator
         )
         context = None if batch.context is None else _spread(batch.context, n)
-        made = flow.generate(z, self.costs.running, context)
+        made = self.costs.generate(flow, z, context, generator)
         _require_gradient(flow, made.x)
         distance = self.discrepancy(
             _joined(made.x, context), _joined(batch.x, batch.context), generator

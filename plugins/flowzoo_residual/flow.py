@@ -45,7 +45,8 @@ class Residual(Flow):
     Arguments:
         dim: Dimension d of the data.
         hidden: Widths of the hidden layers.
-        activation: The activation of g, with slopes of at most 1.
+        activation: The activation of g, with slopes of at most 1; the second derivative of elu,
+            which is published, jumps.
         lipschitz: The bound c of every layer's norm; null leaves the weights free.
         power_iterations: Power iterations that follow the norms in a training step.
         scale: Factor of the initial weights.
@@ -82,7 +83,7 @@ class Residual(Flow):
         self,
         dim: int,
         hidden: Sequence[int] = (128, 128),
-        activation: Activation = "elu",
+        activation: Activation = "softplus",
         lipschitz: float | None = 0.9,
         power_iterations: int = 5,
         scale: float = 1.0,

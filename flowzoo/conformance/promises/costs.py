@@ -1,4 +1,4 @@
-"""Checks of regularizers: costs along a trajectory, and costs of its two ends."""
+"""Checks of regularizers: costs along a trajectory, of its two ends, and of whole flows."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from flowzoo.conformance.probes.known import Known, optimal_point
 from flowzoo.conformance.probes.sequential import mean_is_zero
 from flowzoo.conformance.probes.slopes import slopes
 from flowzoo.conformance.specimen import Specimen
+from flowzoo.continuous import Continuous
 from flowzoo.field import Gradient, Point
+from flowzoo.integrators import RK4
 from flowzoo.networks import PotentialMLP
 from flowzoo.registry.signature import class_options
-from flowzoo.regularizers import EndpointCost, Regularizer, RunningCost
+from flowzoo.regularizers import EndpointCost, FlowCost, Regularizer, RunningCost
 
 ROUNDING = 1e-12
 NAMES = ("the cost",)
@@ -55,6 +57,11 @@ def zero(specimen: Specimen) -> str:
     made, x = specimen.make(), specimen.points(9, 3)
     if isinstance(made, EndpointCost):
         return off_by(made.between(x, x), torch.zeros(9).double(), ROUNDING, "the cost of z = x")
+    if isinstance(made, FlowCost):
+        field = _field()
+        torch.nn.utils.vector_to_parameters(torch.zeros(_size(field)).double(), field.parameters())
+        cost = _cost(made, field)(x, x, _probes(specimen, 2, x))[0]
+        return off_by(cost, torch.zeros(9).double(), ROUNDING, "the cost of v = 0")
     nothing, middle = x.new_zeros(9), x.new_tensor(0.5)
     flat = Known(x.new_zeros(9, 3, 3), symmetric=True)
     still, said = Point(middle, x, torch.zeros_like(x), flat, nothing), ""
@@ -99,6 +106,9 @@ def needs(specimen: Specimen) -> str:
     if isinstance(made, EndpointCost):
         require(not made.needs, "needs something of a point, but sees the two ends only")
         return "sees the two ends only"
+    if isinstance(made, FlowCost):
+        require(not made.needs, "needs something of a point, but asks the flow")
+        return "asks the flow"
     x, a = specimen.points(5, 3), specimen.points(5, 9, seed=1).view(5, 3, 3)
     a = 0.5 * (a + a.mT) if "symmetric" in made.needs else a
     v, phi_t = (a @ x[..., None])[..., 0], x.sum(-1) if "phi_t" in made.needs else None
@@ -188,15 +198,16 @@ def device(specimen: Specimen) -> str:
 
 @check("regularizer")
 def gradients(specimen: Specimen) -> str:
-    """The cost can be differentiated in the places and, if along the way, in the weights."""
+    """The cost can be differentiated in the places and, but for that of ends, in the weights."""
     field, made = _field(), specimen.make()
     inputs = [y.requires_grad_() for y in _inputs(specimen, 6)]
     weights = [] if isinstance(made, EndpointCost) else list(field.parameters())
 
     def value() -> Tensor:
-        return _cost(made, field)(*inputs)[0].sum()
+        cost = _cost(made, field)(*inputs)[0].sum()
+        return cost + 0 * sum(y.sum() for y in inputs[:2])  # a cost may look at one end only
 
-    leaves = [*weights, *inputs[: 1 if weights else 2]]
+    leaves = [*weights, *inputs[: 1 if isinstance(made, RunningCost) else 2]]
     return slopes(value, leaves, specimen.generator(), 1e-7, "the gradient of the cost")
 
 
@@ -232,13 +243,24 @@ def _cost(made: Regularizer, field: Gradient) -> Callable[..., tuple[Tensor, ...
         assert isinstance(made, EndpointCost)
         return (made.between(x, z),)
 
+    def asking(x: Tensor, z: Tensor, p: Tensor) -> tuple[Tensor, ...]:
+        assert isinstance(made, FlowCost)
+        return (made.cost(Continuous(field, RK4(2)), x, z)[0],)
+
+    if isinstance(made, FlowCost):
+        return asking
     return between if isinstance(made, EndpointCost) else running
 
 
 def _running(made: Regularizer) -> RunningCost:
-    require(isinstance(made, RunningCost), "it is neither a RunningCost nor an EndpointCost")
+    said = "it is neither a RunningCost nor an EndpointCost nor a FlowCost"
+    require(isinstance(made, RunningCost), said)
     assert isinstance(made, RunningCost)
     return made
+
+
+def _size(field: Gradient) -> int:
+    return sum(p.numel() for p in field.parameters())
 
 
 def _known(a: Tensor, made: Regularizer) -> Known:
