@@ -25,7 +25,7 @@ def block(dim=3, hidden=(5, 4), seed=0, size=1.0, **options):
     """Return a block in float64, in evaluation mode, its weights at the start times a size."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        flow = Residual(dim, hidden, **options).to(F64)
+        flow = Residual(dim, hidden, **{"activation": "elu", **options}).to(F64)
     with torch.no_grad():
         for layer in flow.network.layers:
             layer.linear.weight.mul_(size)

@@ -136,13 +136,14 @@ def outcome(record: Record) -> str:
 
 
 def progress_text(said: Mapping[str, Any]) -> str:
-    """Return what a running cell says: the step, the terms of the loss, the last validation."""
+    """Return what a running cell says: stage, step, terms of the loss, the last validation."""
     if said.get("phase") == "judge":
         return "judging"
     terms = [f"{k} {v:.3g}" for k, v in (said.get("terms") or {}).items() if v is not None]
     valid = said.get("validation")
     last = [] if valid is None else [f"val {valid:.3g}"]
-    return "  ".join([f"step {said.get('step', 0)}", *terms[:3], *last])
+    stage = [str(said["stage"])] if said.get("stage") else []
+    return "  ".join([*stage, f"step {said.get('step', 0)}", *terms[:3], *last])
 
 
 def _colour(record: Record) -> str:

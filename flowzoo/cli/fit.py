@@ -170,6 +170,10 @@ def _fit(cell: Cell, out: Path, device: str) -> Record:
 
 
 def _report(record: Record, out: Path) -> None:
+    from flowzoo.bench.blocks import block_rows
+
+    if block_rows(record):
+        _report_blocks(record, out)
     click.echo(lines(record.metrics))
     costs = record.costs
     click.echo(
@@ -181,3 +185,15 @@ def _report(record: Record, out: Path) -> None:
     if reference:
         click.echo(f"for comparison, in nats: {', '.join(reference)}")
     click.echo(f"the flow is in {out}: flowzoo sample {out}, flowzoo score {out}")
+
+
+def _report_blocks(record: Record, out: Path) -> None:
+    """Print what each block did, and by which solver."""
+    from flowzoo.bench.blocks import brief_table, statements
+    from flowzoo.bench.cells import read_cell
+    from flowzoo.cli.tables import table_text
+
+    click.echo(table_text(brief_table(record)))
+    for sentence in statements(record, read_cell(out).registry()):
+        click.echo(sentence)
+    click.echo()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -14,16 +13,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flowzoo.cli.options import Command, count_type, json_option
+from flowzoo.cli.tables import FORMATS, blocks_text, table_text
 from flowzoo.errors import UserError
 
 if TYPE_CHECKING:
     from flowzoo.bench import Matrix, Record, Store
-    from flowzoo.bench.tables import Table
     from flowzoo.registry import Registry
 
 matrix_argument = click.argument("matrix", type=click.Path(path_type=Path))
 run_argument = click.argument("run", type=click.Path(path_type=Path))
-FORMATS = ("terminal", "markdown", "latex", "csv", "json")
 
 
 @click.command("plan", cls=Command)
@@ -119,7 +117,7 @@ def status_command(run: Path, as_json: bool) -> None:
         return
     from tabulate import tabulate
 
-    rows = [[r.label, r.data, str(r.seed), r.state, _why(r)] for r in records]
+    rows = [[r.label, r.data, str(r.seed), r.state, _why(r, store)] for r in records]
     header = ["flow", "data", "seed", "state", "reason"]
     before = tabulate([row[:-1] for row in rows], header[:-1]).split("\n")[1]
     left = max(24, shutil.get_terminal_size().columns - len(before) - 2)
@@ -139,6 +137,8 @@ def status_command(run: Path, as_json: bool) -> None:
               help="Show this flow; may be repeated [all].")  # fmt: skip
 @click.option("--data", "datasets", multiple=True, metavar="LABEL",
               help="Show this data set; may be repeated [all].")  # fmt: skip
+@click.option("--blocks", is_flag=True, help="Show what each block of a chain did that was trained "
+              "block by block: a table for each cell.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(FORMATS), default="terminal",
               show_default=True, help="How it is written.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
@@ -149,6 +149,7 @@ def table_command(
     metric: Sequence[str],
     flows: Sequence[str],
     datasets: Sequence[str],
+    blocks: bool,
     form: str,
     out: Path | None,
 ) -> None:
@@ -159,6 +160,7 @@ def table_command(
       flowzoo table runs/quickstart --metric train_seconds
       flowzoo table runs/quickstart --data moons --columns metric
       flowzoo table runs/quickstart --format latex --out table.tex
+      flowzoo table runs/jko --blocks --flow jko-iflow
     """
     from flowzoo.bench import Store
     from flowzoo.bench.quantities import plugin_columns
@@ -166,8 +168,14 @@ def table_command(
 
     store = Store.open(run)
     records = _chosen(_chosen(store.records(), "label", flows), "data", datasets)
-    extra = plugin_columns(_registry(store))
-    text = _text(table(records, rows, columns, list(metric) or None, extra), form, out)
+    if blocks:
+        if (rows, columns) != ("flow", "data"):
+            raise UserError("--blocks has rows and columns of its own: leave out --rows, --columns")
+        text = blocks_text(records, metric, _registry(store), form, out)
+    else:
+        extra = plugin_columns(_registry(store))
+        made = table(records, rows, columns, list(metric) or None, extra)
+        text = table_text(made, form, out)
     if out is None:
         click.echo(text)
     else:
@@ -179,7 +187,7 @@ def table_command(
 @run_argument
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the pictures [RUN].")
 def draw_command(run: Path, out: Path | None) -> None:
-    """Draw the densities, samples and curves of a RUN.
+    """Draw the densities, samples and curves of a RUN, and what blocks did.
 
     Every picture is written as PNG and as PDF.
 
@@ -212,22 +220,11 @@ def _registry(store: Store) -> Registry:
     return cells[0].registry() if cells else Registry.installed()
 
 
-def _text(made: Table, form: str = "terminal", out: Path | None = None) -> str:
-    """Return a table as text; bold and wide as the terminal only where it goes to one."""
-    from flowzoo.bench import render
-
-    if form != "terminal":
-        return render.RENDERERS[form](made)
-    from rich.console import Console
-
-    return render.plain(made, Console() if out is None and sys.stdout.isatty() else None)
-
-
 def _conclude(folder: Path, records: Sequence[Record]) -> None:
     from flowzoo.bench.pictures import draw_run
     from flowzoo.bench.tables import table
 
-    click.echo(_text(table(records)))
+    click.echo(table_text(table(records)))
     click.echo()
     for path in draw_run(folder, folder):
         if path.suffix == ".png":
@@ -260,9 +257,14 @@ def _planned(cell: Any, state: str) -> dict[str, Any]:
     }
 
 
-def _why(record: Record) -> str:
+def _why(record: Record, store: Store) -> str:
+    from flowzoo.bench.files import read_json
+    from flowzoo.bench.progress import progress_text
+    from flowzoo.bench.store import PROGRESS
+
     stale = f"stale: {', '.join(record.stale)} changed" if record.stale else ""
-    return "; ".join(text for text in (record.reason, stale) if text)
+    said = read_json(store.folder / record.folder / PROGRESS) if record.state == "running" else None
+    return "; ".join(text for text in (record.reason, stale, said and progress_text(said)) if text)
 
 
 def _count(states: Any) -> str:
