@@ -99,6 +99,7 @@ class Stage:
             the weights are final.
         needed: Asked before the stage; where it is not needed, nothing else is.
         share: This stage's weight in what is left of the budget.
+        rate: A factor on the learning rate.
     """
 
     name: str
@@ -109,6 +110,7 @@ class Stage:
     end: Callable[[Batch, Batch | None], Left] | None = None
     needed: Callable[[], bool] = always
     share: float = 1.0
+    rate: float = 1.0
 
 
 class Objective(ABC):

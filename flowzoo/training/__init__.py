@@ -20,6 +20,7 @@ from flowzoo.training.batches import own_random_numbers, seed_of
 from flowzoo.training.checkpoint import Folder
 from flowzoo.training.fitting import Fit, Fitted, Plan
 from flowzoo.training.progress import Progress
+from flowzoo.training.subnormals import flushed_subnormals
 
 __all__ = ["Fitted", "Progress", "fit"]
 
@@ -100,7 +101,7 @@ def fit(
         flow, stages, train, validation, budget, training, seed, device, checkpoint_every, observe
     )
     kept = None if folder is None else Folder(Path(folder), _identity(plan))
-    with own_random_numbers(device, seed_of(seed, "global")):
+    with own_random_numbers(device, seed_of(seed, "global")), flushed_subnormals():
         try:
             return Fit(plan, kept).run()
         finally:
@@ -204,5 +205,7 @@ def _check_stage(flow: Flow, stage: Stage) -> None:
         raise Incompatible(f"stage {stage.name} trains a parameter that is not the flow's")
     if not any(p.requires_grad for p in stage.parameters):
         raise Incompatible(f"stage {stage.name} has no parameter that can be trained")
-    if not stage.share > 0:
-        raise Incompatible(f"stage {stage.name}: share must be positive, got {stage.share}")
+    for name in ("share", "rate"):
+        if not getattr(stage, name) > 0:
+            said = f"stage {stage.name}: {name} must be positive, got {getattr(stage, name)}"
+            raise Incompatible(said)

@@ -95,15 +95,15 @@ class Loop:
         self.allotment, self.spent, self.validation = allotment, spent, validation
         self.parameters = [p for p in stage.parameters if p.requires_grad]
         self.optimizer = make_optimizer(self.parameters, training.optimizer)
-        self.rate = Rate(training.schedule, training.optimizer.lr, allotment.steps)
+        self.lr = training.optimizer.lr * stage.rate
+        self.rate = Rate(training.schedule, self.lr, allotment.steps)
         if training.clamp is not None:
             clamp(self.parameters, training.clamp)
         self.average = None if training.ema is None else Average(self.parameters, training.ema)
         self.batches = Batches(data, training.batch_size, seed)
         self.noise = torch.Generator(data.x.device)
         self.losses = Losses()
-        self.step, self.lr = 0, training.optimizer.lr
-        self.stale = 0
+        self.step = self.stale = 0
         self.measured: float | None = None
         self.best: Best | None = None
         self.ended: str | None = None

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
 
 from flowzoo.maps import LinearMap
 from flowzoo_ffjord.layers import Affine
@@ -68,7 +69,7 @@ class LayeredJacobian(LinearMap):
         if len(weights) == 3:  # tr(A3 D2 A2 D1 A1) = d2^T (A2 * (A1 A3)^T) d1
             core = weights[1] * (weights[0] @ weights[2]).T
             return ((self.slopes[1] @ core) * self.slopes[0]).sum(-1)
-        return (self._tangents(self._basis()) * weights[-1][:, None, :]).sum((0, 2))
+        return _trace_of_many(weights, self.slopes)
 
     def _basis(self) -> Tensor:
         first = self.maps[0].weights[0]
@@ -79,6 +80,23 @@ class LayeredJacobian(LinearMap):
         for layer, slope in zip(self.maps[:-1], self.slopes, strict=True):
             u = layer.push(u) * slope
         return u
+
+
+def _trace_of_many(weights: Sequence[Tensor], slopes: Sequence[Tensor]) -> Tensor:
+    """Return tr(W_L D_{L-1} ... D_1 W_1) as (n,), for L > 3.
+
+    Columns from the right and rows from the left meet at one D. Those of D_1 and of D_{L-1} are in
+    one product with all samples each, so that no column is scaled sample by sample.
+    """
+    first, second, *middle, before, last = weights
+    (n, h), d, k = slopes[0].shape, len(last), len(middle)
+    into = (second * first.T[:, None, :]).reshape(-1, h)  # the W_2 diag(W_1 e_i), stacked
+    columns = linear(slopes[0], into).view(n, d, -1)
+    for weight, slope in zip(middle, slopes[1 : k + 1], strict=True):
+        columns = linear(columns * slope[:, None, :], weight)
+    out_of = (last.T[:, :, None] * before[:, None, :]).reshape(len(before), -1)
+    rows = (slopes[-1] @ out_of).view(n, d, -1)  # e_i^T W_L D_{L-1} W_{L-1}
+    return ((columns * rows).sum(1) * slopes[k + 1]).sum(-1)
 
 
 class MinusIdentity(LinearMap):

@@ -77,28 +77,21 @@ class Growing(Chain):
         self.passes = self.passes if passes is None else passes
         self.counts.copy_(torch.tensor([self.depth, self.planned, self.passes]))
 
-    def first(self, depth: int) -> Growing:
-        """Return this chain, weights shared, with its first `depth` blocks in use."""
-        return self._copy(depth, self.blocks)
-
     def recomputing(self) -> Growing:
         """Return this chain, weights shared, whose fixed grids keep no more than their steps.
 
         The memory of a gradient is then that of the places between the steps, and of one step.
         """
-        return self._copy(self.depth, nn.ModuleList(map(_recomputing, self.held())))
-
-    def _copy(self, depth: int, blocks: nn.ModuleList) -> Growing:
         other = copy.copy(self)
+        blocks = nn.ModuleList(map(_recomputing, self.held()))
         other._modules = {**self._modules, "blocks": blocks}
-        other.depth = depth
         return other
 
     def require_equal_blocks(self, why: str) -> None:
         """Raise Incompatible where one block cannot take over the weights of another."""
-        shapes = [{k: v.shape for k, v in b.state_dict().items()} for b in self.held()]
-        for k, found in enumerate(shapes[1:], 2):
-            if found != shapes[0]:
+        first, *others = map(_built, self.held())
+        for k, found in enumerate(others, 2):
+            if found != first:
                 raise Incompatible(
                     f"{why} copies the weights of one block to another, but block {k} is built "
                     "differently from block 1: use blocks: {repeat: N, of: ...}"
@@ -164,6 +157,12 @@ class Growing(Chain):
 
 def _read(flow: Growing, _: object) -> None:
     flow.depth, flow.planned, flow.passes = flow.counts.tolist()
+
+
+def _built(block: nn.Module) -> tuple[list[tuple[str, type]], dict[str, torch.Size]]:
+    """Return what a block is built of: the kinds of its parts, and the shapes of its weights."""
+    kinds = [(name, type(part)) for name, part in block.named_modules()]
+    return kinds, {name: value.shape for name, value in block.state_dict().items()}
 
 
 def _recomputing(block: nn.Module) -> nn.Module:

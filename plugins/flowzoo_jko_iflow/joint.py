@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from flowzoo.errors import UserError
 from flowzoo.flow import log_normal
@@ -25,6 +26,7 @@ class FineTuning:
     Arguments:
         share: Its part of the budget, in (0, 1).
         movement: Weight of the blocks' movement costs, sum_k E|x_k - x_{k-1}|^2 / (2 h_k).
+        rate: A factor on the learning rate: trained blocks want a smaller one.
 
     Raises:
         UserError: A number is out of its range.
@@ -32,12 +34,15 @@ class FineTuning:
 
     share: float = 0.25
     movement: float = 0.0
+    rate: float = 0.5
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
             raise UserError(f"fine_tune.share must lie in (0, 1), got {self.share}")
         if not self.movement >= 0:
             raise UserError(f"fine_tune.movement must not be negative, got {self.movement}")
+        if not self.rate > 0:
+            raise UserError(f"fine_tune.rate must be positive, got {self.rate}")
 
 
 def joint_stage(chain: Growing, tuning: FineTuning, costs: Costs, chunk: int, stages: int) -> Stage:
@@ -56,6 +61,7 @@ def joint_stage(chain: Growing, tuning: FineTuning, costs: Costs, chunk: int, st
         lambda batch, noise: joint_loss(chain, tuning, costs, batch, noise),
         end=lambda train, held: _measured(chain, train, held, chunk),
         share=stages * tuning.share / (1 - tuning.share),
+        rate=tuning.rate,
     )
 
 
@@ -70,14 +76,17 @@ def joint_loss(
     x, ladj = batch.x, batch.x.new_zeros(len(batch.x))
     extra = movement = batch.x.new_zeros(())
     nfe: tuple[Evaluations, ...] = ()
+    paid: dict[str, Tensor] = {}
     for block, h in zip(chain.recomputing().flows(), chain.step_sizes, strict=False):
         context = batch.context if block.context_dim else None
         step = costs.encode(block, x, context, generator)
-        extra = costs.added(extra, {}, step.costs, x, step.z)
+        named: dict[str, Tensor] = {}
+        extra = costs.added(extra, named, step.costs, x, step.z)
+        paid = {name: paid.get(name, 0) + value for name, value in named.items()}
         movement = movement + (step.z - x).square().sum(-1).mean() / (2 * h)
         x, ladj, nfe = step.z, ladj + step.ladj, (*nfe, *step.nfe)
     nll = -(log_normal(x) + ladj).mean()
-    terms = {"nll": nll.detach(), "movement": movement.detach()}
+    terms = {"nll": nll.detach(), "movement": movement.detach(), **paid}
     return Loss(nll + extra + tuning.movement * movement, terms, nfe)
 
 

@@ -40,10 +40,11 @@ class JKO(Objective):
     The terms of the loss are `potential`, `divergence` and `movement`, unweighted but for 1 / 2 and
     1 / (2 h_k).
 
-    All blocks get equal parts of the budget. Each leaves, in the record of its stage: `block`, `h`,
-    `nll` after it, `kl_decrease`, `movement`, `ratio`, `round_trip`, `push_nfe` and `push_seconds`,
-    measured on held-out points where there are some, by the flow's own solver and trace (`movement`
-    on training points).
+    Validate with `criterion: loss`: the likelihood ignores the movement, and would choose weights
+    that are no JKO step. All blocks get equal parts of the budget. Each leaves, in the record of
+    its stage: `block`, `h`, `nll` after it, `kl_decrease`, `movement`, `ratio`, `round_trip`,
+    `push_nfe` and `push_seconds`, measured on held-out points where there are some, by the flow's
+    own solver and trace (`movement` on training points).
 
     Arguments:
         steps: The step sizes h.
@@ -60,7 +61,7 @@ class JKO(Objective):
 
     Raises:
         UserError: A number is out of its range.
-        Incompatible: A regularizer asks more than a block.
+        Incompatible: A regularizer asks more than a block, or a free block is to be split.
 
     References:
         Normalizing flow neural networks by JKO scheme (Xu, Cheng & Xie, NeurIPS 2023),
@@ -96,6 +97,11 @@ class JKO(Objective):
             raise Incompatible(
                 f"{type(self.costs.asking[0]).__name__} asks a whole flow, one that ends in noise, "
                 "which no block is: give it to the objective likelihood"
+            )
+        if refine and self.steps.free_last:
+            raise Incompatible(
+                "refine splits every block, and the first part of a free one would go all the way: "
+                "leave out steps.free_last, or refine"
             )
         self.warm_start, self.diffusion, self.chunk = warm_start, diffusion, chunk
         self.stop, self.reparametrise = stop, reparametrise
