@@ -6,7 +6,8 @@
 
   published            torchdiffeq's adjoint of each solver step, divergence by a difference
                        quotient along Gaussian noise: what its code does
-  published backprop   the same differentiated through the solver, as its paper says
+  published flushed    the same where numbers below the normal range are zero
+  published backprop   the first differentiated through the solver, as its paper says
   difference           flowzoo with that divergence, on the same grid
   difference redrawn   the same with new noise at each evaluation
   hutchinson           flowzoo with Rademacher probes and products in closed form
@@ -15,7 +16,9 @@
   ... adjoint          the same through flowzoo's adjoint method on the same grid
   ... recompute        the same, each solver step recomputed in the backward pass
 
-The published algorithm is transcribed in published_jko.py. The settings are the published ones
+flowzoo's steps are timed as `fit` takes them, numbers below the normal range flushed to zero; the
+published ones as its code takes them, but for that row. The published algorithm is transcribed in
+published_jko.py. The settings are the published ones
 (widths of the tables follow from numbers of weights); the block has been trained for some steps.
 
 A table is printed only where both sides agree: for the same noise, loss and gradient of `published
@@ -55,6 +58,7 @@ from jko_jobs import (
     push_job,
     push_jobs,
     step_job,
+    stepped,
 )
 from machine import Machine, Timed, megabytes, options, show, started
 from torch import Tensor
@@ -74,7 +78,7 @@ def step_table(name: str, case: Case, machine: Machine, args: argparse.Namespace
     """Print training steps."""
     bench = Bench(case, machine)
     require_alike(bench, name)
-    jobs = {side: partial(bench.step, STEP_SIDES[side]) for side in args.sides}
+    jobs = {side: partial(stepped, bench, side) for side in args.sides}
     timed = machine.compare(jobs, args.repeat, args.patience)
     off, rows = noise(case, machine, args), []
     for side, found in timed.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from flowzoo.integrators import RK438, Evaluations, Integrator
 from flowzoo.objective import Batch
 from flowzoo.odeint import Adjoint
 from flowzoo.traces import Exact, Hutchinson, TraceEstimator
+from flowzoo.training.subnormals import flushed_subnormals
 from flowzoo_ffjord.layers import LayerName
 from flowzoo_ffjord.velocity import ODENet
 from flowzoo_jko_iflow.difference import FiniteDifference
@@ -184,6 +186,7 @@ def adjoint(steps: int) -> Integrator:
 
 STEP_SIDES: dict[str, Side] = {
     "published": published(adjoint=True),
+    "published flushed": published(adjoint=True),
     "published backprop": published(adjoint=False),
     "difference": ours(FiniteDifference()),
     "difference redrawn": ours(FiniteDifference(redraw="stage")),
@@ -196,14 +199,23 @@ STEP_SIDES: dict[str, Side] = {
 }
 
 
+AS_PUBLISHED = ("published", "published backprop")  # where subnormal numbers are not flushed
+
+
+def stepped(bench: Bench, name: str) -> tuple[Tensor, Tensor, Evaluations]:
+    """Return a step of a side, subnormal numbers flushed as `fit` does or left as published."""
+    with nullcontext() if name in AS_PUBLISHED else flushed_subnormals():
+        return bench.step(STEP_SIDES[name])
+
+
 def step_job(name: str, case: Case, machine: Machine) -> Job:
     """Return a training step of which nothing but its own memory is new.
 
     One of two points has run before. The block is as drawn.
     """
-    drawn, side = replace(case, training=0), STEP_SIDES[name]
-    Bench(replace(drawn, rows=2), machine).step(side)
-    return partial(Bench(drawn, machine).step, side)
+    drawn = replace(case, training=0)
+    stepped(Bench(replace(drawn, rows=2), machine), name)
+    return partial(stepped, Bench(drawn, machine), name)
 
 
 # --- pushing -------------------------------------------------------------------------------------
