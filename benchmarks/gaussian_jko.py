@@ -122,7 +122,10 @@ def trained(name: str, steps: Steps, args: argparse.Namespace) -> list[Round]:
             optimizer=Optimizer(lr=args.lr),
             schedule=Schedule("cosine"),
             clip=1.0,
-            validate_every=0,
+            validate_every=args.steps,  # held-out points, of which the KL is
+            validate_rows=args.points,
+            criterion="loss",
+            keep="last",
         ),
         seed=args.seed,
         observe=Teller(name),
