@@ -126,8 +126,9 @@ class Flow(nn.Module, ABC):
         """Return grad_x log p(x) as (n, d), differentiable where gradients are enabled.
 
         Where the flow is an ODE it solves one for the score, so that it is the gradient of
-        `log_prob` to the accuracy of the integrator. Nothing of the flow changes in training mode,
-        either: normalisations that follow their batches are taken as they are.
+        `log_prob` to the accuracy of the integrator; with probes redrawn at each stage in the mean
+        only, as the way back draws others. Nothing of the flow changes in training mode, either:
+        normalisations that follow their batches are taken as they are.
 
         Raises:
             Incompatible: No gradient passes through the flow.

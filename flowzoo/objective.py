@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +100,9 @@ class Stage:
         needed: Asked before the stage; where it is not needed, nothing else is.
         share: This stage's weight in what is left of the budget.
         rate: A factor on the learning rate.
+        criterion: What its validations measure, whatever the training's settings say: `loss` for a
+            stage that the likelihood of the whole flow would choose the wrong weights for. None
+            leaves it to the settings.
     """
 
     name: str
@@ -111,6 +114,7 @@ class Stage:
     needed: Callable[[], bool] = always
     share: float = 1.0
     rate: float = 1.0
+    criterion: Literal["nll", "loss"] | None = None
 
 
 class Objective(ABC):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from tiny_flows import QUICK, Shift, fitted, points, same_weights, swirl
+import torch
+from tiny_flows import QUICK, Loud, Shift, fitted, points, same_weights, swirl
 
 from flowzoo.integrators import RK4
 from flowzoo.objective import Likelihood
@@ -90,3 +91,21 @@ def test_validations_are_comparable():
         swirl(RK4(1), Hutchinson()), Likelihood(), Budget(steps=6), training, validation=points(9)
     )
     assert len({row["validation"] for row in result.curve}) == 1
+
+
+def test_a_stage_may_say_what_its_validations_measure():
+    class Own(Loud):
+        def stages(self, flow):
+            for stage in super().stages(flow):
+                yield replace(stage, criterion="loss")
+
+    training = replace(QUICK, validate_every=5, criterion="nll")
+    flow = Shift()
+    result = fitted(flow, Own(1.0), Budget(steps=5), training, validation=points(10))
+    last = result.curve[-1]
+    assert last["criterion"] == "loss"
+    with torch.no_grad():
+        nll = -flow.log_prob(points(10).x).mean().item()
+    assert last["validation"] != pytest.approx(nll, rel=1e-3)  # Loud blurs its points
+    usual = fitted(Shift(), Loud(0.0), Budget(steps=5), training, validation=points(10))
+    assert usual.curve[-1]["criterion"] == "nll"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import io
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -126,7 +127,7 @@ def _table(record: Record, names: Sequence[str], sentences: Sequence[str] = ()) 
 
 
 def _entry(value: float | None) -> Entry:
-    if value is None:
+    if value is None or not math.isfinite(value):  # a file has no other numbers, either
         return Entry("–")
     summary = Summary(float(value))
     return Entry(printed(summary)[0], summary=summary, state="ok")

@@ -153,8 +153,7 @@ def _curve(folder: Path, record: Record) -> list[tuple[float, float]]:
     Empty where validation measured the stage's own loss. A last row cut short does not count.
     """
     path = folder / CURVE
-    if record.composition.get("training", {}).get("criterion", "nll") != "nll":
-        return []
+    usual = record.composition.get("training", {}).get("criterion", "nll")
     ladj = (record.dataset.get("standardised") or {}).get("ladj", 0.0)
     found = []
     for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
@@ -162,6 +161,6 @@ def _curve(folder: Path, record: Record) -> list[tuple[float, float]]:
             row = json.loads(line)
         except ValueError:
             continue
-        if row.get("validation") is not None:
+        if row.get("validation") is not None and (row.get("criterion") or usual) == "nll":
             found.append((row["seconds"], row["validation"] - ladj))
     return found

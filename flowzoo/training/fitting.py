@@ -46,7 +46,8 @@ class Fitted:
         best_step: The step with the last stage's best validation, None without validation.
         best_validation: What it measured.
         curve: One row every 20 steps and at every validation: step, stage, seconds, lr,
-            nfe_forward, nfe_backward, loss and terms averaged since the row before, validation.
+            nfe_forward, nfe_backward, loss and terms averaged since the row before, validation,
+            and its criterion, `nll` or `loss`.
         stages: One row for each stage that was taken: stage, what it took of steps, samples,
             seconds, nfe_forward and nfe_backward, stopped, best_step, best_validation, and the
             facts that it left.
@@ -184,7 +185,7 @@ class Fit:
         validation = None
         if self.validation is not None:
             self.held = self._points(stage, self.left.validation, self.validation, seed)
-            nll = plan.training.criterion == "nll"
+            nll = (stage.criterion or plan.training.criterion) == "nll"
             points = self.validation if nll else self.held
             validation = Validation(self.flow, stage, points, nll, seed_of(seed, "measure"))
         data = self._points(stage, self.left.train, self.train, seed)
@@ -273,6 +274,7 @@ class Fit:
                 "loss": loss,
                 "terms": terms,
                 "validation": validation,
+                "criterion": loop.validation and loop.validation.criterion,
             }
         )
         if self.folder and self.reported_at - self.written_at > BEAT:

@@ -53,6 +53,11 @@ class Validation:
         self.flow, self.stage, self.data, self.nll = flow, stage, data, nll
         self.seed, self.noise = seed, torch.Generator(data.x.device)
 
+    @property
+    def criterion(self) -> str:
+        """What is measured, in a word."""
+        return "nll" if self.nll else "loss"
+
     @torch.no_grad()
     def __call__(self) -> float:
         """Return the criterion at the present weights."""
@@ -159,7 +164,7 @@ class Loop:
                 self.measured = self.validation()
             if not math.isfinite(self.measured):
                 raise Diverged(
-                    f"the validation {self.training.criterion} became {self.measured} at step "
+                    f"the validation {self.validation.criterion} became {self.measured} at step "
                     f"{self.spent.steps} {advice(self.lr)}"
                 )
             improved = self.best is None or self.measured < self.best.value

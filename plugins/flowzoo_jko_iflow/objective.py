@@ -40,11 +40,11 @@ class JKO(Objective):
     The terms of the loss are `potential`, `divergence` and `movement`, unweighted but for 1 / 2 and
     1 / (2 h_k).
 
-    Validate with `criterion: loss`: the likelihood ignores the movement, and would choose weights
-    that are no JKO step. All blocks get equal parts of the budget. Each leaves, in the record of
-    its stage: `block`, `h`, `nll` after it, `kl_decrease`, `movement`, `ratio`, `round_trip`,
-    `push_nfe` and `push_seconds`, measured on held-out points where there are some, by the flow's
-    own solver and trace (`movement` on training points).
+    A block is validated by its own loss, whatever the criterion: the likelihood would choose
+    weights that are no JKO step. All blocks get equal parts of the budget. Each leaves, in the
+    record of its stage: `block`, `h`, `nll` after it, `kl_decrease`, `movement`, `ratio`,
+    `round_trip`, `push_nfe` and `push_seconds`, measured on held-out points where there are some,
+    by the flow's own solver and trace (`movement` on training points).
 
     Arguments:
         steps: The step sizes h.
@@ -161,6 +161,7 @@ class JKO(Objective):
             begin=lambda _: self._begin(chain, k, one),
             end=lambda train, held: self._end(chain, k, one, train, held),
             needed=lambda: self._needed(chain, k, one),
+            criterion="loss",
         )
 
     # --- the loss --------------------------------------------------------------------------------

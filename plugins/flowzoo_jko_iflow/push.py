@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from flowzoo.errors import Diverged
 from flowzoo.flow import Flow, log_normal
 from flowzoo.objective import Batch
 
@@ -39,7 +40,8 @@ class Moved:
         kl_decrease: By how much the block lowered KL(law of the points || N(0, I)), in nats.
         movement: (E|T(x) - x|^2)^(1/2), the length of the step in W2 if T is optimal.
         ratio: E|T(x) - x|^2 / E|T(x)|^2.
-        round_trip: Mean of |T^-1(T(x)) - x|, on the first chunk.
+        round_trip: Mean of |T^-1(T(x)) - x|, on the first chunk; infinite where the block cannot be
+            inverted there.
         nfe: Evaluations of the field for one point.
         seconds: What the push took, round trip apart.
     """
@@ -68,7 +70,7 @@ def push(block: Flow, points: Pushed, chunk: int, seed: int) -> Moved:
     assert points.ladj is not None
     started, x, ladj = time.perf_counter(), points.x, points.ladj
     noise = torch.Generator(x.device).manual_seed(seed)
-    sums, trip, nfe = x.new_zeros(4, dtype=torch.float64), x.new_zeros(()), 0
+    sums, trip, nfe = x.new_zeros(4, dtype=torch.float64), 0.0, 0
     context = points.context if block.context_dim else None
     for i in range(0, len(x), chunk):
         rows = slice(i, i + chunk)
@@ -77,7 +79,7 @@ def push(block: Flow, points: Pushed, chunk: int, seed: int) -> Moved:
         if not i:
             nfe = sum(solve.forward for solve in encoded.nfe)
             pause = time.perf_counter()
-            trip = (block.decode(encoded.z, given) - x[rows]).norm(dim=-1).mean()
+            trip = _round_trip(block, x[rows], encoded.z, given)
             started += time.perf_counter() - pause
         sums += _sums(x[rows], encoded.z, encoded.ladj, ladj[rows])
         x[rows], ladj[rows] = encoded.z, ladj[rows] + encoded.ladj
@@ -87,10 +89,18 @@ def push(block: Flow, points: Pushed, chunk: int, seed: int) -> Moved:
         kl_decrease=decrease,
         movement=math.sqrt(moved),
         ratio=moved / square if square else 0.0,
-        round_trip=float(trip),
+        round_trip=trip,
         nfe=nfe,
         seconds=time.perf_counter() - started,
     )
+
+
+def _round_trip(block: Flow, x: Tensor, z: Tensor, context: Tensor | None) -> float:
+    try:
+        back = block.decode(z, context)
+    except Diverged:  # a fact to be recorded, and no reason to give up the training
+        return math.inf
+    return float((back - x).norm(dim=-1).mean())
 
 
 def _sums(x: Tensor, z: Tensor, ladj: Tensor, before: Tensor) -> Tensor:
