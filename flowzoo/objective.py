@@ -100,6 +100,8 @@ class Stage:
         needed: Asked before the stage; where it is not needed, nothing else is.
         share: This stage's weight in what is left of the budget.
         rate: A factor on the learning rate.
+        guarded: True validates the weights that it begins with, too, so that the best ones cannot
+            be worse.
         criterion: What its validations measure, whatever the training's settings say: `loss` for a
             stage that the likelihood of the whole flow would choose the wrong weights for. None
             leaves it to the settings.
@@ -114,6 +116,7 @@ class Stage:
     needed: Callable[[], bool] = always
     share: float = 1.0
     rate: float = 1.0
+    guarded: bool = False
     criterion: Literal["nll", "loss"] | None = None
 
 

@@ -109,3 +109,19 @@ def test_a_stage_may_say_what_its_validations_measure():
     assert last["validation"] != pytest.approx(nll, rel=1e-3)  # Loud blurs its points
     usual = fitted(Shift(), Loud(0.0), Budget(steps=5), training, validation=points(10))
     assert usual.curve[-1]["criterion"] == "nll"
+
+
+def test_a_guarded_stage_ends_no_worse_than_it_begins():
+    class Guarded(Likelihood):
+        def stages(self, flow):
+            for stage in super().stages(flow):
+                yield replace(stage, guarded=True)
+
+    training = replace(QUICK, validate_every=5, optimizer=Optimizer(lr=1.0))
+    data = {"train": points(mean=5.0), "validation": points(mean=0.0)}
+    begun = Shift()
+    result = fitted(Shift(), Guarded(), Budget(steps=10), training, **data)
+    assert (result.best_step, result.steps) == (0, 10)
+    assert same_weights(result.flow, begun)
+    loose = fitted(Shift(), Likelihood(), Budget(steps=10), training, **data)
+    assert loose.best_step == 5

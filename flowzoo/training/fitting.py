@@ -166,6 +166,8 @@ class Fit:
                 self.flow.load_state_dict(saved["weights"])
                 loop.load(saved["loop"])
                 set_random_state(saved["random"], self.plan.device)
+            elif stage.guarded and loop.validation is not None:
+                loop.validate()
             stopped = self._steps(loop)
             loop.finish()
             best = (loop.best.step, loop.best.value) if loop.best else (None, None)
