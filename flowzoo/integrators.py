@@ -1,7 +1,7 @@
 """Integrators: how the augmented ODE is stepped, and how its solution is differentiated.
 
-Here: the interface, and our own Runge-Kutta loop on a fixed grid (`rk1`, `midpoint`, `rk4`,
-`rk4-38`): discretize-then-optimize, where each step can be recomputed in the backward pass.
+Here: the interface, and our own Runge-Kutta loop on a fixed grid (`rk1`, `midpoint`, `heun`,
+`rk4`, `rk4-38`): discretize-then-optimize, where each step can be recomputed in the backward pass.
 `flowzoo.odeint` has the solvers of torchdiffeq, among them `adjoint`: optimize-then-discretize.
 
 A state is a tuple of tensors: places (n, d) first, then ladj (n,), then integrated costs (n, r). A
@@ -159,6 +159,12 @@ class Midpoint(FixedGrid):
     """The explicit midpoint rule, order 2."""
 
     tableau = Tableau(2, (0.0, 0.5), ((0.5,),), (0.0, 1.0))
+
+
+class Heun(FixedGrid):
+    """Heun's method, the explicit trapezoidal rule, order 2: diffusion samplers' usual choice."""
+
+    tableau = Tableau(2, (0.0, 1.0), ((1.0,),), (0.5, 0.5))
 
 
 class RK4(FixedGrid):

@@ -1,6 +1,6 @@
-"""General-purpose networks: a velocity and a potential that are plain multilayer perceptrons.
+"""General-purpose networks: velocities and a potential that are multilayer perceptrons.
 
-Both read (x, time features, context) and nothing else, so every path, objective and integrator can
+All read (x, time features, context) and nothing else, so every path, objective and integrator can
 use them. Activations are smooth by default: with a kink in the activation the divergence jumps, and
 an adaptive solver of the likelihood pays for every jump.
 """
@@ -73,6 +73,71 @@ class MLP(Velocity):
     def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
         """Return v(t, x) as (n, d), for t () or (n,), x (n, d) and context (n, c) or None."""
         return self.net(self.inputs(t, x, context))
+
+
+class ResidualMLP(Velocity):
+    """v(t, x) = C s(h_K), h_{k+1} = h_k + B_k s(A_k s(h_k) + E_k c), h_0 = W [x, c].
+
+    c are the time features and the context, which every block sees again; so more blocks do not
+    lose sight of the time, as the layers of a plain perceptron may.
+
+    Arguments:
+        dim: Dimension d of x.
+        width: Width of the blocks.
+        blocks: The number K of blocks; none makes a network of one hidden layer.
+        activation: The activation s.
+        time: `fourier` feeds cos(k pi t) and sin(k pi t), k = 1 ... K; `plain` feeds t itself.
+        frequencies: The number K of Fourier frequencies; not used by `plain`.
+        context_dim: Width of the context.
+
+    Raises:
+        UserError: An unknown activation or kind of time features.
+        Incompatible: A width or number of frequencies below 1, or a negative number of blocks.
+
+    References:
+        Identity Mappings in Deep Residual Networks (He, Zhang, Ren & Sun, ECCV 2016),
+        https://arxiv.org/abs/1603.05027: activations come before the layers
+    """
+
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = (
+        {"width": 16, "blocks": 2},
+        {"width": 8, "blocks": 1, "time": "plain"},
+    )
+
+    def __init__(
+        self,
+        dim: int,
+        width: int = 64,
+        blocks: int = 3,
+        activation: Smooth = "silu",
+        time: Literal["fourier", "plain"] = "fourier",
+        frequencies: int = 8,
+        context_dim: int = 0,
+    ) -> None:
+        super().__init__()
+        if width < 1 or blocks < 0:
+            raise Incompatible(
+                "residual-mlp: width must be at least 1 and blocks at least 0, got "
+                f"{width} and {blocks}"
+            )
+        _known(time, ("fourier", "plain"), "time features")
+        self.dim, self.context_dim = dim, context_dim
+        self.inputs = Inputs(dim, time, frequencies, context_dim)
+        self.activation = _SMOOTH[_known(activation, _SMOOTH, "activation")]()
+        self.first = nn.Linear(self.inputs.width, width)
+        self.inner = nn.ModuleList(
+            nn.Linear(width + self.inputs.width - dim, width) for _ in range(blocks)
+        )
+        self.outer = nn.ModuleList(nn.Linear(width, width) for _ in range(blocks))
+        self.last = nn.Linear(width, dim)
+
+    def forward(self, t: Tensor, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """Return v(t, x) as (n, d), for t () or (n,), x (n, d) and context (n, c) or None."""
+        rows, act = self.inputs(t, x, context), self.activation
+        h, given = self.first(rows), rows[:, self.dim :]
+        for inner, outer in zip(self.inner, self.outer, strict=True):
+            h = h + outer(act(inner(torch.cat((act(h), given), -1))))
+        return self.last(act(h))
 
 
 class PotentialMLP(Potential):

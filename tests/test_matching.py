@@ -20,7 +20,7 @@ from flowzoo_matching.objective import Matching
 from flowzoo_matching.path import Affine
 from flowzoo_matching.schedule import OT, VP, Polynomial
 
-TIME_LAWS = ["uniform", "stratified", "logit-normal"]
+TIME_LAWS = ["uniform", "stratified", "logit-normal", "beta", "u-shaped", "mode"]
 
 
 class Refuses(Integrator):

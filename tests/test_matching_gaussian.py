@@ -118,7 +118,7 @@ def test_the_loss_is_the_mean_over_batch_and_dimensions(seeded):
 @pytest.mark.parametrize("name", names("schedule"))
 def test_training_reaches_the_entropy(name):
     m, s = torch.tensor([1.5, -0.5]), torch.tensor([0.5, 2.0])
-    noise, steps = torch.Generator().manual_seed(0), 800
+    noise, steps = torch.Generator().manual_seed(0), 1500
     flow = Continuous(MLP(2, (32, 32)), RK4(25))
     (stage,) = Matching(Affine(make("schedule", name))).stages(flow)
     optimizer = torch.optim.Adam(stage.parameters)

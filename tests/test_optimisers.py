@@ -100,8 +100,9 @@ def test_adam_adds_the_weight_decay_to_the_gradient():
 def test_a_stage_is_allotted_its_share_of_what_is_left():
     spent = Spent(steps=10, seconds=2.0, samples=100, nfe_forward=30, nfe_backward=10)
     part = allot(Budget(steps=20, seconds=10.0, nfe=41), spent, 0.5)
-    assert part.end == {"steps": 15, "seconds": 6.0, "nfe": 40}
-    assert part.reached(spent) == "nfe"
+    assert part.end == {"steps": 15, "seconds": 6.0, "nfe": 41}  # at least one of what is counted
+    assert part.reached(spent) is None
+    assert allot(Budget(nfe=40), spent, 0.5).reached(spent) == "nfe"
     assert allot(Budget(steps=20), spent, 1.0).steps == 10
 
 

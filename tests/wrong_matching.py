@@ -103,7 +103,7 @@ class Rough(Changed):
 class Bent(ProbabilityPath):
     """A straight line with a change."""
 
-    def sample(self, t, x, z):
+    def sample(self, t, x, z, generator=None):
         return self.change(t, x, z, Affine().sample(t, x, z))
 
     def change(self, t, x, z, at):
@@ -113,7 +113,7 @@ class Bent(ProbabilityPath):
 class ToData(Bent):
     """From noise to data."""
 
-    def sample(self, t, x, z):
+    def sample(self, t, x, z, generator=None):
         return Affine().sample(t, z, x)
 
 

@@ -134,7 +134,8 @@ def _fitted(work: _Work, data: Data, scale: Standardisation | None) -> Flow:
     if (known := flow_facts(work.folder)) is not None:
         with contextlib.suppress(UserError):  # damaged or of another composition: fit anew
             flow = load_trained(work.folder, work.device).flow
-            work.facts["costs"], work.facts["stages"] = known["costs"], known["stages"]
+            work.facts["costs"] = known["costs"]
+            work.facts["stages"] = known.get("stages", [])  # imported weights have none
             return flow
     context = 0 if data.train_context is None else data.train_context.shape[1]
     flow: Flow = build("flow", cell.flow_spec, work.registry, dim=data.dim, context_dim=context)

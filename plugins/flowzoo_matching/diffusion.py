@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from flowzoo.continuous import Continuous
 from flowzoo.errors import Incompatible, UserError
 from flowzoo.field import Point, Velocity
 from flowzoo.flow import Flow
-from flowzoo.maps import LinearMap
 from flowzoo.registry import suggest
 from flowzoo_matching.schedule import VP, Diffusion
+from flowzoo_matching.shifted import Shifted
 
 Parametrisation = Literal["sde", "noise", "score"]
 
@@ -79,7 +80,8 @@ class ProbabilityFlow(Velocity):
         self.start = self.schedule.t_range[0] if start is None else start
         if not 0 <= self.start < 1:
             raise Incompatible(f"probability-flow: start must be in [0, 1), got {self.start}")
-        if self.start == 0 and parametrisation == "noise":
+        nothing = bool(self.schedule.at(torch.tensor(float(self.start))).sigma == 0)
+        if nothing and parametrisation == "noise":
             raise Incompatible(
                 "probability-flow: the parametrisation noise divides by sigma, which is 0 at "
                 "start: 0; set start to 1e-5, or the parametrisation to sde"
@@ -126,40 +128,6 @@ class ProbabilityFlow(Velocity):
         own, shift = self._weights(at.t)
         v = own[..., None] * at.v + shift[..., None] * at.x
         return Point(t, at.x, v, Shifted(at.jacobian, own, shift, self.dim))
-
-
-class Shifted(LinearMap):
-    """c A + s I for numbers c and s, the same for all samples or one each.
-
-    Arguments:
-        a: The map.
-        factor: The number c, () or (n,).
-        shift: The number s, () or (n,).
-        dim: Dimension d.
-    """
-
-    def __init__(self, a: LinearMap, factor: Tensor, shift: Tensor, dim: int) -> None:
-        self.a, self.factor, self.shift, self.dim = a, factor, shift, dim
-        self.symmetric = a.symmetric
-
-    def vjp(self, p: Tensor) -> Tensor:
-        """Return (c A + s I)^T p."""
-        return self.factor[..., None] * self.a.vjp(p) + self.shift[..., None] * p
-
-    def jvp(self, p: Tensor) -> Tensor:
-        """Return (c A + s I) p."""
-        return self.factor[..., None] * self.a.jvp(p) + self.shift[..., None] * p
-
-    def dense(self) -> Tensor:
-        """Return c A + s I as (n, d, d)."""
-        scaled = self.factor[..., None, None] * self.a.dense()
-        eye = scaled.new_ones(self.dim).diag()
-        return scaled + self.shift[..., None, None] * eye
-
-    def trace(self) -> Tensor | None:
-        """Return c tr A + s d where A knows its own trace."""
-        trace = self.a.trace()
-        return None if trace is None else self.factor * trace + self.shift * self.dim
 
 
 def probability_flow(flow: Flow) -> ProbabilityFlow | None:

@@ -29,17 +29,33 @@ class PathSample:
         x: Places x_t (n, d).
         v: Velocities dx_t/dt (n, d) of these very paths: what the regression aims at. Their mean
             given (t, x_t) is the velocity that carries the data's law to the noise's.
+        noise: The noise e (n, d) that the path has added of its own, or None.
+        noise_scale: Its size gamma(t) (n,), or None. A regression of gamma s(t, x_t) on -e finds
+            the score s, whatever the coupling.
     """
 
     t: Tensor
     x: Tensor
     v: Tensor
+    noise: Tensor | None = None
+    noise_scale: Tensor | None = None
+
+    @property
+    def score(self) -> Tensor | None:
+        """The score of x_t given the pair, -e / gamma (n, d); None without a noise of the path's.
+
+        It is infinite where gamma is 0. Its mean given (t, x_t) is the score of the law of x_t.
+        """
+        if self.noise is None or self.noise_scale is None:
+            return None
+        return -self.noise / self.noise_scale[:, None]
 
 
 class ProbabilityPath(ABC):
     """A way from a data point (t = 0) to a noise point (t = 1).
 
-    `t_range` is the part of [0, 1] that times should be drawn from.
+    `t_range` is the part of [0, 1] that times should be drawn from. Paths that add a noise of their
+    own derive from `flowzoo_matching.noisy.Noised`.
     """
 
     kind: ClassVar[str] = "path"
@@ -47,8 +63,17 @@ class ProbabilityPath(ABC):
     t_range: tuple[float, float] = (0.0, 1.0)
 
     @abstractmethod
-    def sample(self, t: Tensor, x: Tensor, z: Tensor) -> PathSample:
-        """Return places and velocities at times t (n,), from data x (n, d) to noise z (n, d)."""
+    def sample(
+        self, t: Tensor, x: Tensor, z: Tensor, generator: torch.Generator | None = None
+    ) -> PathSample:
+        """Return places and velocities between data and noise.
+
+        Arguments:
+            t: Times (n,).
+            x: Data (n, d).
+            z: Noise (n, d).
+            generator: Source of what a path draws of its own.
+        """
 
 
 class Affine(ProbabilityPath):
@@ -73,14 +98,11 @@ class Affine(ProbabilityPath):
         self, schedule: Schedule | None = None, t_range: tuple[float, float] | None = None
     ) -> None:
         self.schedule = OT() if schedule is None else schedule
-        self.t_range = self.schedule.t_range if t_range is None else t_range
-        low, high = self.t_range
-        if not 0 <= low < high <= 1:
-            raise Incompatible(
-                f"affine: t_range must satisfy 0 <= low < high <= 1, got {low}, {high}"
-            )
+        self.t_range = interval("affine", t_range, self.schedule.t_range)
 
-    def sample(self, t: Tensor, x: Tensor, z: Tensor) -> PathSample:
+    def sample(
+        self, t: Tensor, x: Tensor, z: Tensor, generator: torch.Generator | None = None
+    ) -> PathSample:
         """Return places and velocities at times t (n,), from data x (n, d) to noise z (n, d)."""
         at = self.schedule.at(t[:, None])
         return PathSample(
@@ -110,10 +132,38 @@ class Affine(ProbabilityPath):
         References:
             Flow Matching Guide and Code (Lipman et al., 2024), https://arxiv.org/abs/2412.06264
         """
-        if given == wanted:
-            return value
-        at = self.schedule.at(t.reshape(-1, 1))
-        return _FROM_ENDS[wanted](at, *_TO_ENDS[given](at, x, value))
+        return converted(self.schedule.at(t.reshape(-1, 1)), x, value, given, wanted)
+
+
+def interval(
+    name: str, given: tuple[float, float] | None, usual: tuple[float, float]
+) -> tuple[float, float]:
+    """Return the times that a path of this name draws from: those given, else the usual ones.
+
+    Raises:
+        Incompatible: They are no interval inside [0, 1].
+    """
+    low, high = usual if given is None else given
+    if not 0 <= low < high <= 1:
+        raise Incompatible(f"{name}: t_range must satisfy 0 <= low < high <= 1, got {low}, {high}")
+    return low, high
+
+
+def converted(
+    at: Coefficients, x: Tensor, value: Tensor, given: Quantity, wanted: Quantity
+) -> Tensor:
+    """Return what is known at x_t = alpha data + sigma noise in other words; see `Affine.convert`.
+
+    Arguments:
+        at: alpha, sigma and their derivatives, (n, 1) or (1, 1).
+        x: Places x_t (n, d).
+        value: The quantity `given`, (n, d).
+        given: What `value` is.
+        wanted: What is returned.
+    """
+    if given == wanted:
+        return value
+    return _FROM_ENDS[wanted](at, *_TO_ENDS[given](at, x, value))
 
 
 Ends = tuple[Tensor, Tensor]

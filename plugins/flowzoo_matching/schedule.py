@@ -13,6 +13,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 
 from flowzoo.errors import Incompatible
 
@@ -50,6 +51,19 @@ class Schedule(ABC):
     def at(self, t: Tensor) -> Coefficients:
         """Return alpha, sigma and their derivatives at times t of any shape."""
 
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this, by bisection of [0, 1].
+
+        Where it is not reached, the nearer end. A schedule with a closed form overrides this.
+        """
+        low, high = torch.zeros_like(log_ratio), torch.ones_like(log_ratio)
+        for _ in range(-math.frexp(torch.finfo(log_ratio.dtype).eps)[1] + 8):
+            middle = 0.5 * (low + high)
+            at = self.at(middle)
+            before = 2 * (at.sigma / at.alpha).log() < log_ratio
+            low, high = torch.where(before, middle, low), torch.where(before, high, middle)
+        return 0.5 * (low + high)
+
 
 class OT(Schedule):
     """The straight line: alpha = 1 - t, sigma = sigma_min + (1 - sigma_min) t.
@@ -78,12 +92,17 @@ class OT(Schedule):
         sigma = self.sigma_min + slope * t
         return Coefficients(1 - t, sigma, torch.full_like(t, -1), torch.full_like(t, slope))
 
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this, in closed form."""
+        left = self.sigma_min * (-0.5 * log_ratio).sigmoid()
+        return ((0.5 * log_ratio).sigmoid() - left) / (1 - left)
+
 
 class Diffusion(Schedule):
-    """A schedule that is the law of a diffusion dx = f(t) x dt + g(t) dW: N(alpha x(0), sigma^2 I).
+    """A schedule that is the law of a diffusion dx = f(t) x dt + g(t) dW: N(alpha x, sigma^2 I).
 
-    f and g^2 are finite on all of [0, 1], the ends included, where quotients of alpha, sigma and
-    their derivatives need not be.
+    Where sigma(0) > 0 the diffusion begins at the data x blurred by it. f and g^2 are finite on all
+    of [0, 1], the ends included, where quotients of alpha, sigma and their derivatives need not be.
 
     References:
         Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., ICLR
@@ -97,6 +116,45 @@ class Diffusion(Schedule):
     @abstractmethod
     def time_at(self, log_ratio: Tensor) -> Tensor:
         """Return the times at which log(sigma^2 / alpha^2) is this; it rises by g^2 / sigma^2."""
+
+
+@dataclass(frozen=True)
+class LinearRate:
+    """The rate b(t) = b0 + (b1 - b0) t of a diffusion, and its integral from 0.
+
+    Arguments:
+        low: The rate b0 at t = 0.
+        high: The rate b1 at t = 1.
+    """
+
+    low: float
+    high: float
+
+    def at(self, t: Tensor) -> Tensor:
+        """Return b at times t."""
+        return self.low + (self.high - self.low) * t
+
+    def whole(self, t: Tensor) -> Tensor:
+        """Return the integral of b over [0, t]."""
+        return 0.5 * (self.high - self.low) * t.square() + self.low * t
+
+    def time_at(self, whole: Tensor) -> Tensor:
+        """Return the times at which the integral is this, by the quadratic formula."""
+        growth = self.high - self.low
+        return 2 * whole / (self.low + (self.low**2 + 2 * growth * whole).sqrt())
+
+    @classmethod
+    def checked(cls, name: str, low: float, high: float) -> LinearRate:
+        """Return the rate of the schedule of this name.
+
+        Raises:
+            Incompatible: The rate is not positive, or falls.
+        """
+        if not 0 < low <= high:
+            raise Incompatible(
+                f"{name}: beta_min must be positive and at most beta_max, got {low} and {high}"
+            )
+        return cls(low, high)
 
 
 class VP(Diffusion):
@@ -128,30 +186,23 @@ class VP(Diffusion):
     t_range = (1e-5, 1.0)
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0) -> None:
-        if not 0 < beta_min <= beta_max:
-            raise Incompatible(
-                f"vp: beta_min must be positive and at most beta_max, got {beta_min} and {beta_max}"
-            )
         self.beta_min, self.beta_max = beta_min, beta_max
+        self._rate = LinearRate.checked("vp", beta_min, beta_max)
 
     def at(self, t: Tensor) -> Coefficients:
         """Return the coefficients at times t; d_sigma is infinite at t = 0."""
-        growth = self.beta_max - self.beta_min
-        half_beta = 0.5 * (self.beta_min + growth * t)
-        log_alpha = -0.25 * growth * t.square() - 0.5 * self.beta_min * t
-        alpha, sigma = log_alpha.exp(), (-(2 * log_alpha).expm1()).sqrt()
+        half_beta, whole = 0.5 * self._rate.at(t), self._rate.whole(t)
+        alpha, sigma = (-0.5 * whole).exp(), (-(-whole).expm1()).sqrt()
         return Coefficients(alpha, sigma, -half_beta * alpha, half_beta * alpha.square() / sigma)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return f = -b / 2 and g^2 = b at times t."""
-        beta = self.beta_min + (self.beta_max - self.beta_min) * t
+        beta = self._rate.at(t)
         return -0.5 * beta, beta
 
     def time_at(self, log_ratio: Tensor) -> Tensor:
         """Return the times at which log(sigma^2 / alpha^2) is this, by the quadratic formula."""
-        whole = torch.logaddexp(log_ratio, torch.zeros_like(log_ratio))  # the integral of b
-        growth = self.beta_max - self.beta_min
-        return 2 * whole / (self.beta_min + (self.beta_min**2 + 2 * growth * whole).sqrt())
+        return self._rate.time_at(torch.logaddexp(log_ratio, torch.zeros_like(log_ratio)))
 
 
 class Polynomial(Schedule):
@@ -174,6 +225,10 @@ class Polynomial(Schedule):
         alpha, slope = (1 - t) ** self.power, self.power * (1 - t) ** (self.power - 1)
         return Coefficients(alpha, 1 - alpha, -slope, slope)
 
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this, in closed form."""
+        return -torch.expm1(-softplus(0.5 * log_ratio) / self.power)
+
 
 class LinearVP(Schedule):
     """alpha = 1 - t, sigma = sqrt(1 - alpha^2).
@@ -191,6 +246,10 @@ class LinearVP(Schedule):
         alpha, sigma = 1 - t, (t * (2 - t)).sqrt()
         return Coefficients(alpha, sigma, torch.full_like(t, -1), alpha / sigma)
 
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this, in closed form."""
+        return -torch.expm1(-0.5 * softplus(log_ratio))
+
 
 class Cosine(Schedule):
     """alpha = cos(pi t / 2), sigma = sin(pi t / 2): the trigonometric interpolant.
@@ -203,5 +262,9 @@ class Cosine(Schedule):
     def at(self, t: Tensor) -> Coefficients:
         """Return the coefficients at times t."""
         rate = 0.5 * math.pi
-        alpha, sigma = (rate * t).cos(), (rate * t).sin()
+        alpha, sigma = (rate * (1 - t)).sin(), (rate * t).sin()  # 0 at the ends, not nearly
         return Coefficients(alpha, sigma, -rate * sigma, rate * alpha)
+
+    def time_at(self, log_ratio: Tensor) -> Tensor:
+        """Return the times at which log(sigma^2 / alpha^2) is this, in closed form."""
+        return (0.5 * log_ratio).exp().atan() / (0.5 * math.pi)

@@ -45,6 +45,17 @@ def marginals(specimen: Specimen) -> str:
 
 
 @check("coupling")
+def any_points(specimen: Specimen) -> str:
+    """Points that repeat, and points of any scale, are paired like others."""
+    x, z = _batch(specimen, 16)
+    for dtype in (torch.float64, torch.float32):
+        for scale in (0.0, 1e-6, 1e6):
+            _indices(_paired(specimen, (scale * x).to(dtype), (scale * z).to(dtype)), 16)
+        _indices(_paired(specimen, x.to(dtype), z.to(dtype)[:2].repeat(8, 1)), 16)
+    return "row numbers at scales of 0, 1e-6 and 1e6, and for noise that repeats"
+
+
+@check("coupling")
 def repeatable(specimen: Specimen) -> str:
     """The pairs follow from the rows and the generator, whatever else was drawn."""
     coupling, (x, z) = specimen.make(), _batch(specimen, 16)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from flowzoo.conformance.check import Failed, check, off_by, require
 from flowzoo.conformance.specimen import Specimen
-from flowzoo_matching.schedule import Schedule
+from flowzoo_matching.schedule import Diffusion, Schedule
 
 _LEFT = 0.01  # what a schedule may leave of the data at t = 1, or of the noise at t = 0
 _NAMES = ("alpha", "sigma", "d_alpha", "d_sigma")
@@ -98,6 +98,32 @@ def precision(specimen: Specimen) -> str:
     rough, fine = schedule.at(t), schedule.at(t.double())
     said = [off_by(getattr(rough, n).double(), getattr(fine, n), 1e-5, n) for n in _NAMES]
     return said[-1]
+
+
+@check("schedule", of=Diffusion)
+def rates(specimen: Specimen) -> str:
+    """f and g^2 are those of alpha and sigma, finite on all of [0, 1], and g^2 is not negative."""
+    schedule, t = specimen.make(), _inside(specimen)
+    at, (f, g_squared) = schedule.at(t), schedule.rates(t)
+    off_by(f, at.d_alpha / at.alpha, 1e-10, "f")
+    expected = 2 * at.sigma * (at.d_sigma - f * at.sigma)
+    said = off_by(g_squared, expected, 1e-10, "g^2")
+    for name, values in zip(("f", "g^2"), schedule.rates(_whole()), strict=True):
+        require(bool(values.isfinite().all()), f"{name} is not finite on [0, 1]")
+    require(bool((schedule.rates(_whole())[1] >= 0).all()), "g^2 is negative on [0, 1]")
+    return said
+
+
+@check("schedule", of=Diffusion)
+def times(specimen: Specimen) -> str:
+    """`time_at` is the time of a log(sigma^2 / alpha^2)."""
+    schedule, t = specimen.make(), _inside(specimen)
+    at = schedule.at(t)
+    return off_by(schedule.time_at(2 * (at.sigma / at.alpha).log()), t, 1e-10, "time_at")
+
+
+def _whole() -> Tensor:
+    return torch.linspace(0, 1, 1001, dtype=torch.float64)
 
 
 def checked_range(found: tuple[float, float]) -> tuple[float, float]:
