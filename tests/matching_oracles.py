@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import linear_sum_assignment
 from torch import nn
 
 from flowzoo.field import Velocity
@@ -67,3 +68,14 @@ def gauss_hermite(dim, order=8):
     nodes, weights = np.polynomial.hermite_e.hermegauss(order)
     nodes, weights = torch.from_numpy(nodes), torch.from_numpy(weights / weights.sum())
     return torch.cartesian_prod(*[nodes] * dim), torch.cartesian_prod(*[weights] * dim).prod(-1)
+
+
+def mean_cost(pairs, x, z):
+    """Return the mean squared distance of pairs."""
+    return (pairs.of_data(x) - pairs.of_noise(z)).square().sum(-1).mean()
+
+
+def least(x, z):
+    """Return the least mean squared distance that pairs of these points can have."""
+    cost = torch.cdist(x.double(), z.double()).square().numpy()
+    return cost[linear_sum_assignment(cost)].mean()

@@ -18,7 +18,8 @@ from flowzoo.objective import Batch, Objective, Stage
 from flowzoo.settings import Budget, Training
 from flowzoo.training.batches import own_random_numbers, seed_of
 from flowzoo.training.checkpoint import Folder
-from flowzoo.training.fitting import Fit, Fitted, Plan
+from flowzoo.training.fitting import Fit
+from flowzoo.training.plan import Fitted, Plan
 from flowzoo.training.progress import Progress
 from flowzoo.training.subnormals import flushed_subnormals
 
