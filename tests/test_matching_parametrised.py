@@ -153,7 +153,6 @@ def test_the_jacobian(time, potential, kind, places):
         ("data", "velocity", Cosine()),
         ("noise", "data", VP()),
     ],
-    ids=str,
 )
 def test_the_minimiser_is_the_mean_given_the_place(kind, weight, schedule, seeded):
     """At the exact means the mean gradient vanishes; beside them, it does not."""
